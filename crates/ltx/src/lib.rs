@@ -1,0 +1,7 @@
+//! LTX-2 audio-video generation.
+//!
+//! A prompt (and images, audio, video) becomes a video clip with synchronized sound, computed by Lightricks'
+//! LTX-2 diffusion models read straight from the official files. This crate is silent: it prints nothing, reads no
+//! environment variable and never exits. `ARCHITECTURE.md` at the root of the repository is the map.
+
+pub mod media;

@@ -1,0 +1,1 @@
+//! A thin binding to MLX.
