@@ -1,0 +1,137 @@
+//! One memory-mapped safetensors file: its header, checked, and its tensors' bytes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use mlx::{Array, Dtype};
+use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
+
+pub use safetensors::tensor::TensorInfo;
+
+use crate::error::{Error, Result};
+
+/// An open safetensors file.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    metadata: Metadata,
+    /// Offset of the first tensor's first byte.
+    data: usize,
+}
+
+impl File {
+    /// Maps a file and checks its header: sizes, offsets and dtypes all fit, or it is refused.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |error: std::io::Error| {
+            let remedy = if error.kind() == std::io::ErrorKind::NotFound {
+                "check the path"
+            } else {
+                "check that it is a file you may read"
+            };
+            Error::file(path, "", format!("cannot be opened: {error}"), remedy)
+        };
+        let file = std::fs::File::open(path).map_err(io)?;
+        if !file.metadata().map_err(io)?.is_file() {
+            return Err(Error::file(path, "", "is not a file", "give a .safetensors file"));
+        }
+        // SAFETY: the map is read-only and private to this process. Another process that truncates the file while we
+        // read it would raise SIGBUS, which no mapping can rule out; model files are not written to while in use.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let (size, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            let problem = match error {
+                safetensors::SafeTensorError::MetadataIncompleteBuffer => {
+                    "is cut off: the header promises more bytes than the file has".into()
+                }
+                other => format!("is not a valid safetensors file ({other})"),
+            };
+            Error::file(path, "", problem, "download it again, and check that it is a .safetensors file and not a web page or a Git LFS pointer")
+        })?;
+        Ok(Self { path: path.into(), map: Arc::new(map), metadata, data: size + 8 })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its tensors, with dtype, shape and place, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, &TensorInfo)> {
+        let mut tensors: Vec<_> = self.metadata.tensors().into_iter().collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors.into_iter()
+    }
+
+    /// One tensor's dtype, shape and place.
+    pub fn info(&self, key: &str) -> Option<&TensorInfo> {
+        self.metadata.info(key)
+    }
+
+    /// An entry of the header's `__metadata__`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// All entries of the header's `__metadata__`.
+    pub fn all_metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.metadata.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The model's configuration: `__metadata__["config"]`, parsed.
+    pub fn config(&self) -> Result<serde_json::Value> {
+        let text = self.metadata("config").ok_or_else(|| {
+            Error::file(
+                &self.path,
+                "__metadata__.config",
+                "is missing",
+                "use the official file: a converted one without its configuration cannot be read",
+            )
+        })?;
+        serde_json::from_str(text).map_err(|error| {
+            Error::file(
+                &self.path,
+                "__metadata__.config",
+                format!("is not valid JSON: {error}"),
+                "download the file again",
+            )
+        })
+    }
+
+    /// One tensor in its own dtype, over the mapped memory. A tensor without elements is refused: no model has one.
+    pub fn array(&self, key: &str) -> Result<Array> {
+        let remedy = "use an official bf16, f16 or f32 file";
+        let info = self.info(key).ok_or_else(|| {
+            Error::file(&self.path, key, "is missing", "check that this is the right file for this model")
+        })?;
+        let dtype = dtype(info).ok_or_else(|| {
+            Error::file(
+                &self.path,
+                key,
+                format!("has dtype {:?}, which is not supported yet", info.dtype),
+                remedy,
+            )
+        })?;
+        let shape: Option<Vec<i32>> =
+            info.shape.iter().map(|&size| i32::try_from(size).ok().filter(|&size| size > 0)).collect();
+        let shape = shape
+            .ok_or_else(|| Error::file(&self.path, key, format!("has shape {:?}", info.shape), remedy))?;
+        let (start, end) = info.data_offsets;
+        Ok(Array::borrowed(self.map.clone(), |map| &map[self.data + start..self.data + end], &shape, dtype)?)
+    }
+}
+
+/// The dtype of a tensor, when arrays can have it.
+pub(crate) fn dtype(info: &TensorInfo) -> Option<Dtype> {
+    Some(match info.dtype {
+        safetensors::Dtype::BF16 => Dtype::Bf16,
+        safetensors::Dtype::F16 => Dtype::F16,
+        safetensors::Dtype::F32 => Dtype::F32,
+        safetensors::Dtype::F64 => Dtype::F64,
+        safetensors::Dtype::I64 => Dtype::I64,
+        safetensors::Dtype::I32 => Dtype::I32,
+        safetensors::Dtype::U8 => Dtype::U8,
+        _ => return None,
+    })
+}

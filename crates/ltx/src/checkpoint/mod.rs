@@ -1,0 +1,109 @@
+//! Files on disk → named tensors and configuration.
+//!
+//! Official safetensors files are read as they are: memory-mapped, with their own keys and the configuration in their
+//! own header. Nothing here knows what a tensor means; `component` knows which keys belong to which network.
+
+mod component;
+mod config;
+mod header;
+mod weights;
+
+pub use component::Component;
+pub use config::Config;
+pub use header::{File, TensorInfo};
+pub use weights::{Unread, Weights};
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mlx::Dtype;
+
+use crate::error::{Error, Result};
+
+/// One or several official files that together hold a model.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    files: Vec<Arc<File>>,
+}
+
+impl Checkpoint {
+    /// Opens files, and the safetensors files of folders. Headers are read and checked; weights are not.
+    pub fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        let mut files = Vec::new();
+        for path in paths {
+            for path in expand(path.as_ref())? {
+                files.push(Arc::new(File::open(&path)?));
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// The files, in the order given.
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
+    }
+
+    /// The components that the files hold, in the order of [`Component::ALL`].
+    pub fn components(&self) -> Vec<Component> {
+        Component::ALL.into_iter().filter(|&component| self.file(component).is_some()).collect()
+    }
+
+    /// The file that holds `component`, if any does.
+    pub fn file(&self, component: Component) -> Option<&Arc<File>> {
+        self.files.iter().find(|file| component.root(file).is_some())
+    }
+
+    /// The weights of `component`, to be read as `dtype`, and the configuration in the header of its file.
+    pub fn component(&self, component: Component, dtype: Dtype) -> Result<(Weights, Config)> {
+        let Some((file, root)) = self.files.iter().find_map(|file| Some((file, component.root(file)?)))
+        else {
+            let names: Vec<String> =
+                self.files.iter().map(|file| file.path().display().to_string()).collect();
+            return Err(Error::request(
+                format!(
+                    "no {component} in {}",
+                    if names.is_empty() { "no files at all".into() } else { names.join(", ") }
+                ),
+                format!("give the file that holds the {component} with another --model"),
+            ));
+        };
+        let keys = file.tensors().filter_map(|(key, _)| {
+            let key = key.strip_prefix(root)?;
+            component.owns(key).then(|| key.to_string())
+        });
+        let weights = Weights::new(vec![file.clone()], root, dtype, keys);
+        Ok((weights, Config::new(file.path(), file.config()?)))
+    }
+
+    /// The official `model_version` of the file with the transformer (or of the first file); files older than 2.3 have none.
+    pub fn version(&self) -> Option<&str> {
+        self.file(Component::Dit).or(self.files.first())?.metadata("model_version")
+    }
+}
+
+/// A file as it is; a folder as its safetensors files, sorted.
+fn expand(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let unreadable = |error: std::io::Error| {
+        Error::file(path, "", format!("cannot be read: {error}"), "check the folder's permissions")
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        if file.extension().is_some_and(|extension| extension == "safetensors") {
+            files.push(file);
+        }
+    }
+    if files.is_empty() {
+        return Err(Error::file(
+            path,
+            "",
+            "holds no .safetensors file",
+            "give the folder that holds the model, or the file itself",
+        ));
+    }
+    files.sort();
+    Ok(files)
+}

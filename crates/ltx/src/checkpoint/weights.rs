@@ -1,0 +1,140 @@
+//! A cursor over one component's tensors that remembers what was read.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mlx::{Array, Dtype};
+
+use super::File;
+use crate::error::{Error, Result};
+
+/// What tensors that nobody read mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// An error.
+    Refuse,
+    /// Names for a warning.
+    Report,
+}
+
+/// A place in a component's tree of tensors. Cursors of one component share the record of what was read.
+#[derive(Clone, Debug)]
+pub struct Weights {
+    source: Rc<Source>,
+    path: String,
+}
+
+#[derive(Debug)]
+struct Source {
+    files: Vec<Arc<File>>,
+    /// Key prefix in the files that paths here leave out.
+    root: String,
+    dtype: Dtype,
+    /// Path → index of its file.
+    tensors: BTreeMap<String, usize>,
+    read: RefCell<BTreeSet<String>>,
+}
+
+impl Weights {
+    /// The tensors `root` + each of `paths`, found in any of `files`, to be read as `dtype`.
+    pub fn new(
+        files: Vec<Arc<File>>,
+        root: &str,
+        dtype: Dtype,
+        paths: impl IntoIterator<Item = String>,
+    ) -> Self {
+        let place =
+            |path: &String| files.iter().position(|file| file.info(&format!("{root}{path}")).is_some());
+        let tensors = paths
+            .into_iter()
+            .filter_map(|path| Some((place(&path)?, path)))
+            .map(|(file, path)| (path, file))
+            .collect();
+        let source = Source { files, root: root.into(), dtype, tensors, read: RefCell::default() };
+        Self { source: Rc::new(source), path: String::new() }
+    }
+
+    /// The place `path` below this one.
+    pub fn at(&self, path: impl Display) -> Self {
+        Self { source: self.source.clone(), path: self.join(path) }
+    }
+
+    fn join(&self, path: impl Display) -> String {
+        if self.path.is_empty() { path.to_string() } else { format!("{}.{path}", self.path) }
+    }
+
+    /// The dtype that tensors are read as.
+    pub fn dtype(&self) -> Dtype {
+        self.source.dtype
+    }
+
+    /// Whether the tensor `name` is here. Asking does not count as reading.
+    pub fn has(&self, name: &str) -> bool {
+        self.source.tensors.contains_key(&self.join(name))
+    }
+
+    /// The shape of the tensor `name`, if it is here. Asking does not count as reading.
+    pub fn shape(&self, name: &str) -> Option<Vec<i32>> {
+        let path = self.join(name);
+        let file = &self.source.files[*self.source.tensors.get(&path)?];
+        let info = file.info(&format!("{}{path}", self.source.root))?;
+        info.shape.iter().map(|&size| i32::try_from(size).ok()).collect()
+    }
+
+    /// The tensor `name`, which must have exactly `shape`, in the component's dtype.
+    pub fn tensor(&self, name: &str, shape: &[i32]) -> Result<Array> {
+        self.tensor_as(name, shape, self.source.dtype)
+    }
+
+    /// The tensor `name`, which must have exactly `shape`, as `dtype`.
+    pub fn tensor_as(&self, name: &str, shape: &[i32], dtype: Dtype) -> Result<Array> {
+        let path = self.join(name);
+        let Some(&file) = self.source.tensors.get(&path) else {
+            return Err(self.error(name, "is missing", "the file is of another generation than its configuration says, or damaged: download it again"));
+        };
+        let array = self.source.files[file].array(&format!("{}{path}", self.source.root))?;
+        if array.shape() != shape {
+            let problem = format!("has shape {:?}, but the configuration asks for {shape:?}", array.shape());
+            return Err(self.error(name, problem, "the weights and the configuration in the header do not belong together: use the official file"));
+        }
+        self.source.read.borrow_mut().insert(path);
+        Ok(array.astype(dtype)?)
+    }
+
+    /// An error about the tensor `name`, with its file and full key.
+    pub fn error(&self, name: &str, problem: impl Into<String>, remedy: impl Into<String>) -> Error {
+        let path = self.join(name);
+        let file = self.source.tensors.get(&path).copied().unwrap_or(0);
+        let file = self.source.files.get(file).map_or(Path::new("(no file)"), |file| file.path());
+        Error::file(file, format!("{}{path}", self.source.root), problem, remedy)
+    }
+
+    /// Ends loading: the full keys of tensors that nobody read, or an error naming them.
+    pub fn finish(&self, unread: Unread) -> Result<Vec<String>> {
+        let read = self.source.read.borrow();
+        let left: Vec<String> = self
+            .source
+            .tensors
+            .keys()
+            .filter(|path| !read.contains(*path))
+            .map(|path| format!("{}{path}", self.source.root))
+            .collect();
+        if left.is_empty() || unread == Unread::Report {
+            return Ok(left);
+        }
+        let path = self.source.files.first().map_or(Path::new(""), |file| file.path());
+        Err(Error::file(
+            path,
+            left[0].clone(),
+            format!(
+                "and {} more would not be used: the file holds more than its configuration describes",
+                left.len() - 1
+            ),
+            "use the official file for this version, or pass --allow-unread to go on without these tensors",
+        ))
+    }
+}

@@ -1,0 +1,39 @@
+//! The layers that networks are made of, and the one place where a kernel is chosen for them.
+//!
+//! Layers know their weights' official layout and nothing of the model around them.
+
+mod conv;
+mod linear;
+
+pub use conv::Conv;
+pub use linear::{Bias, Linear};
+
+use mlx::{Array, Dtype, Result};
+
+/// Root-mean-square norm over the last axis, accumulated in f32: x / √(mean x² + eps) · weight.
+pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
+    mlx::fast::rms_norm(x, weight, eps)
+}
+
+/// softmax(q · kᵀ · scale + mask) · v, with q, k, v as (batch, heads, tokens, head_dim).
+pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Array>) -> Result<Array> {
+    mlx::fast::attention(q, k, v, scale, mask)
+}
+
+/// GELU in its tanh form: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
+pub fn gelu_tanh(x: &Array) -> Result<Array> {
+    // The cube of a bf16 activation loses too much: the argument is computed in f32, as PyTorch does.
+    let wide = x.astype(Dtype::F32)?;
+    let inner = wide
+        .square()?
+        .multiply(0.044715f32)?
+        .add(1.0f32)?
+        .multiply(&wide)?
+        .multiply((2.0 / std::f64::consts::PI).sqrt())?;
+    inner.tanh()?.add(1.0f32)?.multiply(&wide)?.multiply(0.5f32)?.astype(x.dtype())
+}
+
+/// SiLU: x · sigmoid(x).
+pub fn silu(x: &Array) -> Result<Array> {
+    x.multiply(x.sigmoid()?)
+}
