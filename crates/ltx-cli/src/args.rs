@@ -1,0 +1,233 @@
+//! What can be typed. Names follow the Python original and the official pipelines; what peers call the same thing is
+//! an alias.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
+#[derive(Debug, Parser)]
+#[command(name = "ltx", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate a clip with sound from a prompt
+    Generate(Box<Generate>),
+    /// Show what is in a model file or folder
+    #[command(alias = "info")]
+    Inspect(Inspect),
+    /// Prove that this build computes what the reference computes, on golden files
+    Verify(Verify),
+    /// List the processors that can be used
+    Devices(Devices),
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    /// The GPU when there is one
+    Auto,
+    /// The processor
+    Cpu,
+    /// The GPU, or an error
+    Gpu,
+}
+
+/// Type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeChoice {
+    /// bfloat16, as the models were trained
+    Bf16,
+    /// float16
+    F16,
+    /// float32: twice the memory, for comparisons
+    F32,
+}
+
+/// How frames and sound are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EncoderChoice {
+    /// H.264 and AAC by this program
+    Builtin,
+    /// The `ffmpeg` on your PATH
+    Ffmpeg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RecipeChoice {
+    /// Half size, upsample, refine; for distilled models
+    Distilled,
+    /// One guided pass at full size; for dev models
+    #[value(alias = "one_stage", alias = "dev")]
+    OneStage,
+}
+
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// What the clip shows and how it sounds
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Option<String>,
+    /// The same, as an option
+    #[arg(short, long = "prompt", value_name = "PROMPT", conflicts_with = "prompt", hide = true)]
+    pub prompt_option: Option<String>,
+
+    /// Model files, or a folder of them; parts are recognised by content
+    #[arg(short, long, value_name = "PATH", required = true, visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
+    pub model: Vec<PathBuf>,
+    /// Folder of the Gemma 3 text encoder
+    #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
+    pub gemma: Option<PathBuf>,
+    /// Latent upsampler x2, for two-stage recipes
+    #[arg(long, value_name = "FILE", aliases = ["spatial-upsampler-path", "upsampler"])]
+    pub spatial_upsampler: Option<PathBuf>,
+
+    /// Height in pixels, a multiple of 32 (64 for two stages) [default: 480, or 512 for two stages]
+    #[arg(short = 'H', long, value_name = "PIXELS")]
+    pub height: Option<usize>,
+    /// Width in pixels, a multiple of 32 (64 for two stages)
+    #[arg(short = 'W', long, value_name = "PIXELS", default_value_t = 704)]
+    pub width: usize,
+    /// Frames, 8k + 1
+    #[arg(short, long, value_name = "N", default_value_t = 97, visible_alias = "num-frames", alias = "video-frames")]
+    pub frames: usize,
+    /// Frames per second
+    #[arg(long, value_name = "FPS", default_value_t = 24.0, visible_alias = "fps")]
+    pub frame_rate: f64,
+    /// Denoising steps [default: what the model was made for]
+    #[arg(long, value_name = "N", aliases = ["num-inference-steps", "stage1-steps", "steps-stage1"])]
+    pub steps: Option<usize>,
+    /// Seed of the noise: the same seed gives the same clip
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// The clip (.mp4), one picture (.png), the sound (.wav), or a folder (ending in /) of PNG frames
+    #[arg(short, long, value_name = "PATH", default_value = "output.mp4", aliases = ["output-path", "out"])]
+    pub output: PathBuf,
+
+    /// How to denoise [default: by the model's file name]
+    #[arg(long, value_name = "NAME", alias = "pipeline")]
+    pub recipe: Option<RecipeChoice>,
+    /// What the clip should not be; used when guidance is on
+    #[arg(short, long, value_name = "PROMPT")]
+    pub negative_prompt: Option<String>,
+    #[command(flatten, next_help_heading = "Guidance (dev models)")]
+    pub guidance: Guidance,
+
+    /// Connector outputs from a file instead of a prompt
+    #[arg(long, value_name = "FILE", help_heading = "Files for reproduction")]
+    pub embedding: Option<PathBuf>,
+    /// Initial noise from a file instead of the seed
+    #[arg(long, value_name = "FILE", help_heading = "Files for reproduction")]
+    pub noise: Option<PathBuf>,
+    /// Write the final latents
+    #[arg(long, value_name = "FILE", help_heading = "Files for reproduction")]
+    pub save_latents: Option<PathBuf>,
+
+    /// Make a silent clip: the video alone is computed
+    #[arg(long)]
+    pub no_audio: bool,
+    /// Where to compute
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+    /// Type of weights and activations
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
+    pub dtype: DtypeChoice,
+    /// What encodes the clip
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = EncoderChoice::Builtin)]
+    pub encoder: EncoderChoice,
+    /// Go on when a file holds tensors that nobody reads
+    #[arg(long, conflicts_with = "strict")]
+    pub allow_unread: bool,
+    /// Stop when any file holds tensors that nobody reads
+    #[arg(long)]
+    pub strict: bool,
+    /// Print how long each component took
+    #[arg(long)]
+    pub timings: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Guidance of the video, and of the sound where an `--audio-` option differs from it.
+#[derive(Debug, Args)]
+pub struct Guidance {
+    /// Classifier-free guidance scale; 1 is off [default: 3]
+    #[arg(long, value_name = "SCALE", aliases = ["cfg-scale", "video-cfg-guidance-scale", "guidance-scale"])]
+    pub cfg: Option<f32>,
+    /// Spatio-temporal guidance scale; 0 is off [default: 1]
+    #[arg(long, value_name = "SCALE", alias = "video-stg-guidance-scale")]
+    pub stg_scale: Option<f32>,
+    /// Blocks that spatio-temporal guidance perturbs [default: 28; 29 for 2.0]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', num_args = 1.., alias = "video-stg-blocks")]
+    pub stg_blocks: Option<Vec<usize>>,
+    /// How far guidance is scaled back to the unguided spread, 0 to 1 [default: 0.7]
+    #[arg(long, value_name = "SCALE", aliases = ["video-rescale-scale", "cfg-rescale"])]
+    pub rescale: Option<f32>,
+    /// Guidance towards agreement of picture and sound; 1 is off [default: 3]
+    #[arg(long, value_name = "SCALE", alias = "a2v-guidance-scale")]
+    pub modality_scale: Option<f32>,
+    /// Guide only every (N + 1)th step [default: 0]
+    #[arg(long, value_name = "N", aliases = ["skip-step", "video-skip-step"])]
+    pub guidance_skip: Option<usize>,
+    /// The same for the sound [default: 7]
+    #[arg(long, value_name = "SCALE", aliases = ["audio-cfg-scale", "audio-cfg-guidance-scale"])]
+    pub audio_cfg: Option<f32>,
+    /// The same for the sound [default: 1]
+    #[arg(long, value_name = "SCALE", alias = "audio-stg-guidance-scale")]
+    pub audio_stg_scale: Option<f32>,
+    /// The same for the sound [default: 28; 29 for 2.0]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', num_args = 1..)]
+    pub audio_stg_blocks: Option<Vec<usize>>,
+    /// The same for the sound [default: 0.7]
+    #[arg(long, value_name = "SCALE", alias = "audio-rescale-scale")]
+    pub audio_rescale: Option<f32>,
+    /// The same for the sound [default: 3]
+    #[arg(long, value_name = "SCALE", alias = "v2a-guidance-scale")]
+    pub audio_modality_scale: Option<f32>,
+    /// The same for the sound [default: 0]
+    #[arg(long, value_name = "N", alias = "audio-skip-step")]
+    pub audio_guidance_skip: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Model files or folders
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// Golden files
+    #[arg(value_name = "GOLDEN", required = true)]
+    pub goldens: Vec<PathBuf>,
+    /// Model files or folders [default: those the golden names, beside its folder]
+    #[arg(short, long, value_name = "PATH")]
+    pub model: Vec<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+    /// Type of weights and activations
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::F32)]
+    pub dtype: DtypeChoice,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Devices {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

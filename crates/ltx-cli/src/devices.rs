@@ -1,0 +1,30 @@
+//! `ltx devices`
+
+use mlx::device::{Device, facts, gpu_available};
+use serde_json::{Map, Value, json};
+
+use crate::args::Devices;
+
+pub fn run(arguments: &Devices) -> ltx::Result<()> {
+    let devices: &[Device] = if gpu_available() { &[Device::Gpu, Device::Cpu] } else { &[Device::Cpu] };
+    let mut list = Vec::new();
+    for (index, &device) in devices.iter().enumerate() {
+        let name = if device == Device::Gpu { "gpu" } else { "cpu" };
+        let facts = facts(device)?;
+        if arguments.json {
+            let facts: Map<String, Value> = facts.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
+            list.push(json!({ "device": name, "default": index == 0, "facts": facts }));
+            continue;
+        }
+        println!("{name}{}", if index == 0 { " (used unless --device says otherwise)" } else { "" });
+        for (name, value) in facts {
+            println!("  {name}: {value}");
+        }
+    }
+    if arguments.json {
+        println!("{}", json!({ "mlx": mlx::VERSION, "devices": list }));
+    } else {
+        println!("MLX {}", mlx::VERSION);
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Progress on a terminal: one line that is rewritten; plain lines when the output is piped.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ltx::progress::{Event, Progress};
+
+/// Prints events and watches for Ctrl-C.
+pub struct Terminal {
+    interactive: bool,
+    quiet: bool,
+    stop: Arc<AtomicBool>,
+    phase: Option<(String, Instant)>,
+    finished: Vec<(String, Duration)>,
+}
+
+impl Terminal {
+    /// Takes over Ctrl-C: the first asks the run to stop at the next step, the second ends the process.
+    pub fn new(quiet: bool) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = stop.clone();
+        // Fails only when a handler is already there, in which case Ctrl-C ends the process as usual.
+        let _ = ctrlc::set_handler(move || {
+            if asked.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            eprintln!("\nstopping after this step (Ctrl-C again to stop at once)");
+        });
+        Self { interactive: stderr().is_terminal(), quiet, stop, phase: None, finished: Vec::new() }
+    }
+
+    /// How long each phase took so far.
+    pub fn finish(mut self) -> Vec<(String, Duration)> {
+        self.end_phase();
+        self.finished
+    }
+
+    fn end_phase(&mut self) {
+        let Some((name, since)) = self.phase.take() else { return };
+        let took = since.elapsed();
+        if !self.quiet {
+            let clear = if self.interactive { "\r\x1b[K" } else { "" };
+            eprintln!("{clear}{name}: {}{}", seconds(took), memory());
+        }
+        self.finished.push((name, took));
+    }
+
+    fn step(&self, done: usize, of: usize) {
+        let Some((name, since)) = &self.phase else { return };
+        let left = since.elapsed().mul_f64(of.saturating_sub(done) as f64 / done.max(1) as f64);
+        if self.interactive {
+            eprint!("\r\x1b[K{name}: {done}/{of}, {} left{}", seconds(left), memory());
+            let _ = stderr().flush();
+        } else {
+            eprintln!("{name}: {done}/{of}, {} left", seconds(left));
+        }
+    }
+}
+
+impl Progress for Terminal {
+    fn event(&mut self, event: Event) -> ControlFlow<()> {
+        match event {
+            Event::Phase { name, .. } => {
+                self.end_phase();
+                if self.interactive && !self.quiet {
+                    eprint!("{name} …");
+                    let _ = stderr().flush();
+                }
+                self.phase = Some((name, Instant::now()));
+            }
+            Event::Step { done, of } if !self.quiet => self.step(done, of),
+            Event::Note(note) if !self.quiet => {
+                eprintln!("{}note: {note}", if self.interactive { "\r\x1b[K" } else { "" });
+            }
+            _ => {}
+        }
+        if self.stop.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// `0.4 s`, `37 s`, `12 min 05 s`
+pub fn seconds(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 9.95 {
+        format!("{seconds:.1} s")
+    } else if seconds < 119.5 {
+        format!("{seconds:.0} s")
+    } else {
+        let whole = seconds.round() as u64;
+        format!("{} min {:02} s", whole / 60, whole % 60)
+    }
+}
+
+fn memory() -> String {
+    peak_memory().map_or_else(String::new, |bytes| format!(", peak memory {:.1} GiB", bytes as f64 / (1u64 << 30) as f64))
+}
+
+/// The most memory this process ever had resident, in bytes; where the system does not say, the most that MLX held.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok();
+    let resident = status.as_deref().and_then(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    });
+    resident.map(|kib| kib * 1024).or_else(|| Some(mlx::memory::peak() as u64).filter(|&bytes| bytes > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_naturally() {
+        assert_eq!(seconds(Duration::from_millis(420)), "0.4 s");
+        assert_eq!(seconds(Duration::from_secs(37)), "37 s");
+        assert_eq!(seconds(Duration::from_secs(725)), "12 min 05 s");
+    }
+
+    #[test]
+    fn peak_memory_is_plausible() {
+        assert!(peak_memory().is_none_or(|bytes| bytes > 1 << 20));
+    }
+}

@@ -1,0 +1,179 @@
+//! What a user asks for. Everything that can be checked without weights is checked before any are read.
+
+use std::path::PathBuf;
+
+use mlx::Dtype;
+use serde_json::{Value, json};
+
+use crate::diffusion::guidance::Guidance;
+use crate::error::{Error, Result};
+
+/// How to denoise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipe {
+    /// Half size, upsample, refine; no guidance. For distilled models.
+    Distilled,
+    /// One pass at full size: guided on a dev model, the distilled table on a distilled one.
+    OneStage,
+}
+
+impl Recipe {
+    /// The name on the command line and in a clip's settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Distilled => "distilled",
+            Self::OneStage => "one-stage",
+        }
+    }
+
+    /// What width and height must be multiples of.
+    pub fn size_multiple(self) -> usize {
+        match self {
+            Self::Distilled => 64,
+            Self::OneStage => 32,
+        }
+    }
+
+    /// The height used when none is asked for: the original's 480, or the next size that two stages allow.
+    pub fn default_height(self) -> usize {
+        match self {
+            Self::Distilled => 512,
+            Self::OneStage => 480,
+        }
+    }
+}
+
+/// Guidance of one modality where it differs from the model's own.
+#[allow(missing_docs)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GuidanceOverride {
+    pub cfg: Option<f32>,
+    pub stg: Option<f32>,
+    pub stg_blocks: Option<Vec<usize>>,
+    pub rescale: Option<f32>,
+    pub modality: Option<f32>,
+    pub skip: Option<usize>,
+}
+
+impl GuidanceOverride {
+    /// Whether it asks for anything.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// `base` with what this asks for.
+    pub fn over(&self, base: Guidance) -> Guidance {
+        Guidance {
+            cfg: self.cfg.unwrap_or(base.cfg),
+            stg: self.stg.unwrap_or(base.stg),
+            stg_blocks: self.stg_blocks.clone().unwrap_or(base.stg_blocks),
+            rescale: self.rescale.unwrap_or(base.rescale),
+            modality: self.modality.unwrap_or(base.modality),
+            skip: self.skip.unwrap_or(base.skip),
+        }
+    }
+}
+
+/// Which unread tensors stop a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnreadPolicy {
+    /// Those of the text path and the transformer.
+    Component,
+    /// None.
+    Allow,
+    /// All.
+    Strict,
+}
+
+/// One clip.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What the clip shows and how it sounds. Not needed with `embedding`.
+    pub prompt: Option<String>,
+    /// What it should not be; `None` is Lightricks' list. Used when classifier-free guidance is on.
+    pub negative_prompt: Option<String>,
+    /// Model files or folders.
+    pub models: Vec<PathBuf>,
+    /// Folder of the Gemma text encoder.
+    pub gemma: Option<PathBuf>,
+    /// Latent upsampler x2.
+    pub spatial_upsampler: Option<PathBuf>,
+    /// `None` decides by the model.
+    pub recipe: Option<Recipe>,
+    /// Pixels; `None` is the recipe's default.
+    pub height: Option<usize>,
+    /// Pixels.
+    pub width: usize,
+    /// Frames.
+    pub frames: usize,
+    /// Frames per second.
+    pub frame_rate: f64,
+    /// Denoising steps (of the first stage); `None` is the model's own.
+    pub steps: Option<usize>,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Guidance of the video.
+    pub video_guidance: GuidanceOverride,
+    /// Guidance of the sound.
+    pub audio_guidance: GuidanceOverride,
+    /// Whether to make sound.
+    pub audio: bool,
+    /// Connector outputs instead of a prompt.
+    pub embedding: Option<PathBuf>,
+    /// Initial noise instead of the seed's.
+    pub noise: Option<PathBuf>,
+    /// Type of weights and activations.
+    pub dtype: Dtype,
+    /// Which unread tensors stop the run.
+    pub unread: UnreadPolicy,
+}
+
+impl Request {
+    /// Checks what needs no file.
+    pub fn check(&self) -> Result<()> {
+        match (&self.prompt, &self.embedding) {
+            (None, None) => return Err(Error::request("there is no prompt", "say what the clip shows: ltx generate \"a red boat on a lake\" …")),
+            (Some(prompt), None) if prompt.trim().is_empty() => {
+                return Err(Error::request("the prompt is empty", "say what the clip shows and how it sounds"));
+            }
+            _ => {}
+        }
+        if !(self.frame_rate.is_finite() && (1.0..=240.0).contains(&self.frame_rate)) {
+            return Err(Error::request(format!("the frame rate is {}", self.frame_rate), "give one from 1 to 240 frames per second"));
+        }
+        if self.steps == Some(0) {
+            return Err(Error::request("there are no denoising steps", "give at least --steps 1"));
+        }
+        for (name, guidance) in [("video", &self.video_guidance), ("audio", &self.audio_guidance)] {
+            let scales = [guidance.cfg, guidance.stg, guidance.rescale, guidance.modality];
+            if scales.iter().flatten().any(|scale| !scale.is_finite()) {
+                return Err(Error::request(format!("a {name} guidance scale is not a finite number"), "give a number such as 3.0"));
+            }
+            if guidance.rescale.is_some_and(|rescale| !(0.0..=1.0).contains(&rescale)) {
+                return Err(Error::request(format!("the {name} rescale is outside 0 to 1"), "0 is off, 0.7 is the official value"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was asked for, to be kept with the clip so that it can be made again. Files are named, not located.
+    pub fn settings(&self) -> Value {
+        let name = |path: &PathBuf| path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+        json!({
+            "program": format!("ltx {}", env!("CARGO_PKG_VERSION")),
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "model": self.models.iter().map(name).collect::<Vec<_>>(),
+            "gemma": self.gemma.as_ref().map(name),
+            "spatial_upsampler": self.spatial_upsampler.as_ref().map(name),
+            "embedding": self.embedding.as_ref().map(name),
+            "noise": self.noise.as_ref().map(name),
+            "width": self.width,
+            "frames": self.frames,
+            "frame_rate": self.frame_rate,
+            "seed": self.seed,
+            "audio": self.audio,
+            "dtype": self.dtype.to_string(),
+        })
+    }
+}
