@@ -92,6 +92,12 @@ impl Weights {
 
     /// The tensor `name`, which must have exactly `shape`, as `dtype`.
     pub fn tensor_as(&self, name: &str, shape: &[i32], dtype: Dtype) -> Result<Array> {
+        Ok(self.tensor_as_stored(name, shape)?.astype(dtype)?)
+    }
+
+    /// The tensor `name`, which must have exactly `shape`, in the dtype that the file has: for tables of which a few rows
+    /// are used.
+    pub fn tensor_as_stored(&self, name: &str, shape: &[i32]) -> Result<Array> {
         let path = self.join(name);
         let Some(&file) = self.source.tensors.get(&path) else {
             return Err(self.error(name, "is missing", "the file is of another generation than its configuration says, or damaged: download it again"));
@@ -102,7 +108,7 @@ impl Weights {
             return Err(self.error(name, problem, "the weights and the configuration in the header do not belong together: use the official file"));
         }
         self.source.read.borrow_mut().insert(path);
-        Ok(array.astype(dtype)?)
+        Ok(array)
     }
 
     /// An error about the tensor `name`, with its file and full key.

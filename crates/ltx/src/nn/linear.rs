@@ -29,6 +29,11 @@ impl Linear {
         })
     }
 
+    /// Width of what comes out.
+    pub fn outputs(&self) -> i32 {
+        self.weight.dim(0)
+    }
+
     /// (.., in) → (.., out)
     pub fn forward(&self, x: &Array) -> mlx::Result<Array> {
         let y = x.matmul(self.weight.transpose_last()?)?;

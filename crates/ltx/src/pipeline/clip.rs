@@ -1,0 +1,148 @@
+//! What a run makes: latents, frames that are decoded on demand, and sound.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use mlx::{Array, Dtype};
+use safetensors::tensor::TensorView;
+
+use crate::error::{Error, Result};
+use crate::media::{Audio, Frame};
+use crate::video_vae::rgb8;
+
+/// A finished clip.
+pub struct Clip {
+    /// The latents that it decodes from.
+    pub latents: Latents,
+    /// The frames, in order.
+    pub frames: Frames,
+    /// The sound, unless a silent clip was asked for.
+    pub audio: Option<Audio>,
+}
+
+/// Final latents, normalized, in f32.
+#[derive(Clone, Debug)]
+pub struct Latents {
+    /// (1, channels, frames, height, width)
+    pub video: Array,
+    /// (1, channels, frames, bins)
+    pub audio: Option<Array>,
+}
+
+impl Latents {
+    /// Writes them as safetensors with the keys `video` and `audio`, whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = Vec::new();
+        for (name, array) in [("video", Some(&self.video)), ("audio", self.audio.as_ref())] {
+            if let Some(array) = array {
+                let shape: Vec<usize> = array.shape().iter().map(|&size| size as usize).collect();
+                tensors.push((name, shape, array.to_f32()?));
+            }
+        }
+        let views = tensors.iter().map(|(name, shape, values)| {
+            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
+            view.map(|view| (*name, view))
+        });
+        let failed = |problem: String| Error::file(path, "", problem, "check that there is space and that you may write there");
+        let views: Vec<_> = views.collect::<std::result::Result<_, _>>().map_err(|error| failed(error.to_string()))?;
+        let bytes = safetensors::serialize(views, None).map_err(|error| failed(error.to_string()))?;
+        let write = || {
+            let mut file = temporary(path)?;
+            std::io::Write::write_all(&mut file, &bytes)?;
+            file.persist(path).map_err(|error| error.error)
+        };
+        write().map(drop).map_err(|error: std::io::Error| failed(format!("cannot be written: {error}")))
+    }
+}
+
+/// Whether latents can be written to `path`, to be known before any work.
+pub fn check_latents_path(path: &Path) -> Result<()> {
+    let problem = if path.is_dir() { Err(std::io::ErrorKind::IsADirectory.into()) } else { temporary(path).map(drop) };
+    problem.map_err(|error| Error::file(path, "", format!("cannot be written: {error}"), "choose a file in a folder that exists and that you may write to"))
+}
+
+fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    tempfile::Builder::new().prefix(".ltx-").tempfile_in(folder)
+}
+
+/// The frames of a clip. Each step of the iterator decodes at most one piece of the video.
+pub struct Frames {
+    chunks: Box<dyn Iterator<Item = Result<Array>>>, // each (frames, height, width, rgb) in [-1, 1]
+    ready: VecDeque<Frame>,
+}
+
+impl Frames {
+    pub(super) fn new(chunks: impl Iterator<Item = Result<Array>> + 'static) -> Self {
+        Self { chunks: Box::new(chunks), ready: VecDeque::new() }
+    }
+
+    fn decode(&mut self) -> Option<Result<()>> {
+        let chunk = self.chunks.next()?;
+        Some(chunk.and_then(|pixels| {
+            check_finite(&pixels, "video_decoder", "a frame")?;
+            let (width, height) = (pixels.dim(2) as u32, pixels.dim(1) as u32);
+            self.ready.extend(rgb8(&pixels)?.into_iter().map(|rgb| Frame { width, height, rgb }));
+            Ok(())
+        }))
+    }
+}
+
+impl Iterator for Frames {
+    type Item = Result<Frame>;
+
+    fn next(&mut self) -> Option<Result<Frame>> {
+        while self.ready.is_empty() {
+            if let Err(error) = self.decode()? {
+                return Some(Err(error));
+            }
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}
+
+/// An error when `x` holds anything that is not a finite number: a black or silent clip is never a success.
+pub(super) fn check_finite(x: &Array, component: &'static str, tensor: &str) -> Result<()> {
+    let axes: Vec<i32> = (0..x.rank() as i32).collect();
+    let finite = x.is_finite()?.all(&axes, false)?.astype(Dtype::F32)?.item()?;
+    if finite == 1.0 { Ok(()) } else { Err(Error::NotFinite { component, tensor: tensor.into(), step: None }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nan_is_named() {
+        let good = Array::from_slice(&[1.0f32, -2.0], &[1, 2]).unwrap();
+        check_finite(&good, "vocoder", "the sound").unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let bad = Array::from_slice(&[1.0f32, bad], &[2]).unwrap();
+            let error = check_finite(&bad, "vocoder", "the sound").unwrap_err().to_string();
+            assert!(error.contains("the sound of the vocoder"), "{error}");
+        }
+    }
+
+    #[test]
+    fn latents_come_back_as_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("latents.safetensors");
+        let video = Array::from_slice(&[0.5f32; 6], &[1, 1, 1, 2, 3]).unwrap();
+        Latents { video, audio: None }.save(&path).unwrap();
+        let file = crate::checkpoint::File::open(&path).unwrap();
+        assert_eq!(file.array("video").unwrap().shape(), [1, 1, 1, 2, 3]);
+        assert!(file.info("audio").is_none());
+        assert!(check_latents_path(&folder.path().join("no/where")).is_err());
+        assert!(check_latents_path(folder.path()).is_err());
+    }
+
+    #[test]
+    fn frames_come_one_by_one_from_chunks() {
+        let chunk = |value: f32| mlx::full(&[2, 1, 1, 3], f64::from(value), Dtype::F32).map_err(Error::from);
+        let frames: Vec<Frame> = Frames::new([chunk(-1.0), chunk(1.0)].into_iter()).map(Result::unwrap).collect();
+        let levels: Vec<u8> = frames.iter().map(|frame| frame.rgb[0]).collect();
+        assert_eq!(levels, [0, 0, 255, 255]);
+        let bad = Frames::new([chunk(f32::NAN)].into_iter()).next().unwrap();
+        assert!(matches!(bad, Err(Error::NotFinite { component: "video_decoder", .. })));
+    }
+}

@@ -1,0 +1,154 @@
+//! Files that stand in for the text encoder and for the seed, so that a run can be compared with another program's.
+
+use std::path::Path;
+
+use mlx::{Array, Dtype};
+
+use crate::checkpoint::File;
+use crate::diffusion::patchify::{audio_tokens, video_tokens};
+use crate::error::{Error, Result};
+use crate::noise::Noise;
+use crate::shape::{AudioShape, LatentShape, Modality};
+use crate::text::Contexts;
+
+/// Bins of an audio latent: 64 mel bins, of which the autoencoder joins four.
+pub const AUDIO_BINS: i32 = 16;
+
+/// What the transformer attends to: with the prompt, and with the negative prompt where guidance needs it.
+#[derive(Clone, Debug)]
+pub struct Text {
+    pub positive: Contexts,
+    pub negative: Option<Contexts>,
+}
+
+/// Widths of the contexts that the transformer takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Widths {
+    pub video: i32,
+    pub audio: Option<i32>,
+    pub negative: bool,
+}
+
+/// Connector outputs from a safetensors file: `video_context`, `audio_context` (1, tokens, width), and the same with
+/// `negative_` in front for guided runs. Opening checks names and shapes; [`EmbeddingFile::read`] reads.
+#[derive(Debug)]
+pub struct EmbeddingFile {
+    file: File,
+    widths: Widths,
+}
+
+impl EmbeddingFile {
+    pub fn open(path: &Path, widths: Widths) -> Result<Self> {
+        let embedding = Self { file: File::open(path)?, widths };
+        let required = if widths.negative { &["", "negative_"][..] } else { &[""] };
+        for prefix in required {
+            embedding.check(&format!("{prefix}video_context"), widths.video)?;
+            if let Some(width) = widths.audio {
+                embedding.check(&format!("{prefix}audio_context"), width)?;
+            }
+        }
+        Ok(embedding)
+    }
+
+    fn check(&self, name: &str, width: i32) -> Result<()> {
+        let (path, remedy) = (self.file.path(), "make the embedding with this model's text path");
+        let info = self.file.info(name).ok_or_else(|| Error::file(path, name, "is missing", remedy))?;
+        match info.shape.as_slice() {
+            &[1, tokens, own] if tokens > 0 && own == width as usize => Ok(()),
+            shape => Err(Error::file(path, name, format!("has shape {shape:?}, not (1, tokens, {width})"), remedy)),
+        }
+    }
+
+    pub fn read(&self, dtype: Dtype) -> Result<Text> {
+        let contexts = |prefix: &str| -> Result<Contexts> {
+            let read = |name: &str| -> Result<Array> { Ok(self.file.array(&format!("{prefix}{name}"))?.astype(dtype)?) };
+            let audio = self.widths.audio.map(|_| read("audio_context")).transpose()?;
+            Ok(Contexts { video: read("video_context")?, audio })
+        };
+        Ok(Text { positive: contexts("")?, negative: self.widths.negative.then(|| contexts("negative_")).transpose()? })
+    }
+}
+
+/// Where a run's initial noise comes from.
+#[derive(Debug)]
+pub enum NoiseSource {
+    /// One stream of the seed, drawn as tokens: the video's, then the audio's, stage by stage.
+    Seed(Box<Noise>),
+    /// A safetensors file with `video` (1, channels, frames, height, width) and `audio` (1, channels, frames, bins), and
+    /// for two stages `video_stage_2` and `audio_stage_2`.
+    File(Box<File>),
+}
+
+impl NoiseSource {
+    pub fn new(path: Option<&Path>, seed: u64) -> Result<Self> {
+        Ok(match path {
+            None => Self::Seed(Box::new(Noise::new(seed))),
+            Some(path) => Self::File(Box::new(File::open(path)?)),
+        })
+    }
+
+    /// An error unless a file has noise of the right shapes for a stage.
+    pub fn check(&self, stage: &Shapes) -> Result<()> {
+        let Self::File(file) = self else { return Ok(()) };
+        for modality in [Modality::Video, Modality::Audio] {
+            let (name, Some(shape)) = (stage.name(modality), stage.latent(modality)) else { continue };
+            let remedy = "make the noise for this model, size and number of frames";
+            let info = file.info(&name).ok_or_else(|| Error::file(file.path(), &name, "is missing", remedy))?;
+            if !info.shape.iter().map(|&size| size as i64).eq(shape.iter().map(|&size| i64::from(size))) {
+                let problem = format!("has shape {:?}, but this run needs {shape:?}", info.shape);
+                return Err(Error::file(file.path(), &name, problem, remedy));
+            }
+        }
+        Ok(())
+    }
+
+    /// The noise of one modality of a stage as tokens: (1, tokens, channels), f32.
+    pub fn draw(&mut self, stage: &Shapes, modality: Modality, shape: &[i32]) -> Result<Array> {
+        match self {
+            Self::Seed(noise) => Ok(noise.normal(shape)?),
+            Self::File(file) => {
+                let latent = file.array(&stage.name(modality))?.astype(Dtype::F32)?;
+                Ok(match modality {
+                    Modality::Video => video_tokens(&latent)?,
+                    Modality::Audio => audio_tokens(&latent)?,
+                })
+            }
+        }
+    }
+
+    /// Noise that the decoder asks for.
+    pub fn decoder_noise(self, seed: u64) -> Noise {
+        match self {
+            Self::Seed(noise) => *noise,
+            Self::File(_) => Noise::new(seed),
+        }
+    }
+}
+
+/// Sizes of a stage's latents.
+#[derive(Clone, Copy, Debug)]
+pub struct Shapes {
+    pub video: LatentShape,
+    pub video_channels: i32,
+    pub audio: Option<AudioShape>,
+    /// Channels of an audio token, bins counted in.
+    pub audio_channels: i32,
+    /// Whether this is the refinement of an earlier stage's result.
+    pub second: bool,
+}
+
+impl Shapes {
+    fn name(&self, modality: Modality) -> String {
+        format!("{}{}", modality.name(), if self.second { "_stage_2" } else { "" })
+    }
+
+    fn latent(&self, modality: Modality) -> Option<Vec<i32>> {
+        let LatentShape { frames, height, width } = self.video;
+        match modality {
+            Modality::Video => Some(vec![1, self.video_channels, frames as i32, height as i32, width as i32]),
+            Modality::Audio => {
+                self.audio.map(|audio| vec![1, self.audio_channels / AUDIO_BINS, audio.frames as i32, AUDIO_BINS])
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Recipes: from a request to a clip. The only place where text, transformer, autoencoders and files meet.
+//!
+//! [`Plan::new`] checks everything that can be checked without weights; [`Plan::run`] does the work, one network in
+//! memory at a time, and gives a [`Clip`] whose frames are decoded as they are asked for.
+
+mod clip;
+mod conditioning;
+mod generation;
+mod plan;
+mod request;
+mod stage;
+
+pub use clip::{Clip, Frames, Latents, check_latents_path};
+pub use generation::{Generation, Kind};
+pub use plan::Plan;
+pub use request::{GuidanceOverride, Recipe, Request, UnreadPolicy};
