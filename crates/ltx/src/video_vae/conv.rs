@@ -56,7 +56,7 @@ fn reflect(x: &Array, axis: i32) -> Result<Array> {
     if size < 2 {
         return Err(Error::request(
             "the picture is too small for this video autoencoder, which mirrors pixels at the border",
-            "use at least 64 pixels in height and width",
+            "make the picture, or the tiles it is decoded in, at least 64 pixels high and wide",
         ));
     }
     Ok(mlx::concatenate(&[&x.slice(axis, 1..2)?, x, &x.slice(axis, size - 2..size - 1)?], axis)?)

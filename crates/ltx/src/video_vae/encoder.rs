@@ -58,7 +58,6 @@ impl Encoder {
         let outputs = match own.optional_str("latent_log_var")? {
             None | Some("uniform" | "constant") => latent.checked_add(1),
             Some("per_channel") => latent.checked_mul(2),
-            Some("none") => Some(latent),
             Some(other) => return Err(own.error("latent_log_var", format!("is `{other}`"))),
         };
         let outputs = outputs.ok_or_else(|| own.error("latent_log_var", "asks for too many channels"))?;

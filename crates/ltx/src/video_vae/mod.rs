@@ -13,6 +13,8 @@ mod layer;
 mod resample;
 mod resnet;
 mod statistics;
+#[cfg(test)]
+mod tests;
 mod tiling;
 
 pub use conv_decoder::ConvDecoder;

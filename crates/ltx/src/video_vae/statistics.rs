@@ -30,6 +30,11 @@ impl Statistics {
         Ok(Self { mean: read("mean-of-means")?, deviation: read("std-of-means")? })
     }
 
+    /// The number of latent channels.
+    pub fn channels(&self) -> i32 {
+        self.mean.dim(1)
+    }
+
     /// Latents of the autoencoder (batch, channels, frames, height, width) → normalized, f32.
     pub fn normalize(&self, latent: &Array) -> mlx::Result<Array> {
         latent.subtract(&self.mean)?.divide(&self.deviation)

@@ -212,7 +212,8 @@ fn joined(parts: &[Array], axis: i32) -> Result<Array> {
     }
 }
 
-/// Finished frames, one chunk per temporal tile. After an error there are no more.
+/// Finished frames, one chunk per temporal tile; an empty one where the next tile starts at the same frame. After an error
+/// there are no more.
 pub(super) struct Chunks<F> {
     plan: Plan,
     decode: F,
@@ -254,3 +255,71 @@ impl<F: FnMut(&Array) -> Result<Array>> Iterator for Chunks<F> {
 }
 
 impl<F: FnMut(&Array) -> Result<Array>> ExactSizeIterator for Chunks<F> {}
+
+#[cfg(test)]
+mod tests {
+    use mlx::{Array, Dtype};
+
+    use super::{Plan, Scale, Tiling, temporal, trapezoid};
+
+    const SCALE: Scale = Scale { frames: 4, pixels: 8 };
+
+    /// Every pixel is the latent element it belongs to, so that tiles know nothing of each other.
+    fn nearest(latent: &Array) -> mlx::Result<Array> {
+        let x = latent.squeeze(&[0])?.transpose(&[1, 2, 3, 0])?; // (frames, height, width, channels)
+        let x = x.repeat(SCALE.pixels, 1)?.repeat(SCALE.pixels, 2)?.repeat(SCALE.frames, 0)?;
+        x.slice(0, SCALE.frames - 1..x.dim(0))
+    }
+
+    #[test]
+    fn blending_is_exact_when_tiles_are_independent() {
+        for length in 1..=8 {
+            let (frames, height, width) = (length, 9 - length, 1 + length / 2);
+            let shape = [1, 3, frames, height, width];
+            let count = f64::from(shape.iter().product::<i32>());
+            let latent = mlx::arange(0.0, count, 1.0, Dtype::F32).unwrap().reshape(&shape).unwrap();
+            let whole = nearest(&latent).unwrap();
+            let mut temporal = vec![None];
+            let mut spatial = vec![None];
+            for size in 2..=4 {
+                for overlap in 0..size {
+                    temporal.push(Some((size * SCALE.frames, overlap * SCALE.frames)));
+                    spatial.push(Some((size * SCALE.pixels, overlap * SCALE.pixels)));
+                }
+            }
+            for (index, temporal) in temporal.into_iter().enumerate() {
+                let tiling = Tiling { spatial: spatial[(index * 7 + 3) % spatial.len()], temporal };
+                let plan = Plan::new(&latent, &tiling, SCALE).unwrap();
+                let chunks: Vec<Array> = plan.decode(|tile| Ok(nearest(tile)?)).map(Result::unwrap).collect();
+                let joined = mlx::concatenate(&chunks.iter().collect::<Vec<_>>(), 0).unwrap();
+                assert_eq!(joined.shape(), whole.shape(), "{shape:?} {tiling:?}");
+                let worst = joined.subtract(&whole).unwrap().abs().unwrap();
+                let worst = worst.max(&[0, 1, 2, 3], false).unwrap().item().unwrap();
+                assert!(worst <= 1e-6 * count as f32, "{shape:?} {tiling:?}: {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_comes_after_an_error() {
+        let latent = mlx::zeros(&[1, 1, 9, 1, 1], Dtype::F32).unwrap();
+        let tiling = Tiling { spatial: None, temporal: Some((8, 0)) };
+        let mut chunks =
+            Plan::new(&latent, &tiling, SCALE).unwrap().decode(|_| Err(crate::Error::request("no", "never")));
+        assert_eq!(chunks.len(), 5);
+        assert!(chunks.next().unwrap().is_err());
+        assert!(chunks.next().is_none());
+    }
+
+    /// Values of the official code.
+    #[test]
+    fn ramps_are_the_official_ones() {
+        assert_eq!(trapezoid(6, 3, 1, false), [0.25, 0.5, 0.75, 1.0, 1.0, 0.5]);
+        assert_eq!(trapezoid(5, 4, 0, true), [0.0, 0.25, 0.5, 0.75, 1.0]);
+        let spans = temporal(5, Some((12, 4)), 4).unwrap();
+        let places: Vec<_> = spans.iter().map(|span| (span.latent.clone(), span.pixels.clone())).collect();
+        assert_eq!(places, [(0..3, 0..9), (1..5, 4..17)]);
+        assert_eq!(spans[0].share[4..], [1.0, 0.8, 0.6, 0.4, 0.2]);
+        assert_eq!(spans[1].share[..6], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
+    }
+}
