@@ -9,6 +9,8 @@ pub mod error;
 pub mod media;
 pub mod nn;
 pub mod trace;
+pub mod upsampler;
 pub mod verify;
+pub mod video_vae;
 
 pub use error::{Error, Result};

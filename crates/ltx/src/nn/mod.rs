@@ -15,6 +15,17 @@ pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
     mlx::fast::rms_norm(x, weight, eps)
 }
 
+/// Group norm over the last axis' channels in `groups` and every axis but the first, in f32: each group of a batch element
+/// is brought to mean 0 and variance 1, then times `weight` plus `bias` (channels).
+pub fn group_norm(x: &Array, groups: i32, weight: &Array, bias: &Array, eps: f32) -> Result<Array> {
+    let (batch, channels) = (x.dim(0), x.dim(-1));
+    let wide = x.astype(Dtype::F32)?.reshape(&[batch, -1, groups, channels / groups])?; // (batch, places, groups, channels)
+    let centred = wide.subtract(wide.mean(&[1, 3], true)?)?;
+    let deviation = centred.square()?.mean(&[1, 3], true)?.add(eps)?.sqrt()?;
+    let normal = centred.divide(deviation)?.reshape(x.shape())?;
+    normal.multiply(weight)?.add(bias)?.astype(x.dtype())
+}
+
 /// softmax(q · kᵀ · scale + mask) · v, with q, k, v as (batch, heads, tokens, head_dim).
 pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Array>) -> Result<Array> {
     mlx::fast::attention(q, k, v, scale, mask)

@@ -2,6 +2,9 @@
 //! outputs compared.
 
 mod golden;
+mod upsampler;
+mod video_decoder;
+mod video_encoder;
 
 pub use golden::Golden;
 
@@ -65,8 +68,11 @@ pub fn verify(path: &Path, checkpoint: &Checkpoint, context: &Context) -> Result
     golden.compare(&outputs, context)
 }
 
-fn run(golden: &Golden, _checkpoint: &Checkpoint, _context: &Context) -> Result<Outputs> {
+fn run(golden: &Golden, checkpoint: &Checkpoint, context: &Context) -> Result<Outputs> {
     match golden.component() {
+        "video_encoder" => video_encoder::verify(golden, checkpoint, context),
+        "video_decoder" => video_decoder::verify(golden, checkpoint, context),
+        "upsampler" => upsampler::verify(golden, checkpoint, context),
         "generate" => Err(Error::file(
             golden.path(),
             "__metadata__.component",

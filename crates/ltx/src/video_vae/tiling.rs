@@ -1,0 +1,325 @@
+//! Decoding a latent in overlapping tiles that are blended with linear ramps, so that a long or large clip never sits in
+//! memory whole.
+//!
+//! Tiles, overlaps and ramps are those of the official code. Its weights are separable, so the division by their sum is
+//! done here once, on each axis' ramps.
+
+use std::ops::Range;
+
+use mlx::Array;
+
+use super::Scale;
+use crate::error::{Error, Result};
+
+/// Sizes and overlaps of tiles in pixels and frames; an axis without is decoded whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Height and width of a tile, and how much neighbours share, in pixels.
+    pub spatial: Option<(i32, i32)>,
+    /// Length of a tile, and how much neighbours share, in frames.
+    pub temporal: Option<(i32, i32)>,
+}
+
+impl Tiling {
+    /// Everything in one piece.
+    pub const OFF: Self = Self { spatial: None, temporal: None };
+
+    /// The official default, which clips smaller than a tile do not notice.
+    pub const fn auto() -> Self {
+        Self { spatial: Some((768, 64)), temporal: Some((80, 24)) }
+    }
+}
+
+/// One tile along one axis.
+#[derive(Clone, Debug, PartialEq)]
+struct Span {
+    latent: Range<i32>,
+    pixels: Range<i32>,
+    /// The share of this tile in each pixel; at every pixel the shares of all tiles add up to 1.
+    share: Vec<f32>,
+}
+
+/// Half-open ranges of `size` that share `overlap`, from 0 to `length`; the last may be shorter.
+fn ranges(length: i32, size: i32, overlap: i32) -> Vec<Range<i32>> {
+    let mut ranges = vec![0..size.min(length)];
+    while let Some(last) = ranges.last().filter(|last| last.end < length) {
+        let start = last.end - overlap;
+        ranges.push(start..(start + size).min(length));
+    }
+    ranges
+}
+
+/// Rising from 0 to 1 over `ramp`, without its ends (or with the 0), falling at the other side.
+fn trapezoid(length: usize, left: usize, right: usize, from_zero: bool) -> Vec<f32> {
+    let rise = |index: usize| match (left, from_zero) {
+        (0, _) => 1.0,
+        (_, true) => index as f32 / left as f32,
+        (_, false) => (index + 1) as f32 / (left + 1) as f32,
+    };
+    let fall = |index: usize| (length - index) as f32 / (right + 1) as f32;
+    (0..length).map(|index| rise(index).min(1.0) * fall(index).min(1.0)).collect()
+}
+
+fn spatial(length: i32, tile: Option<(i32, i32)>, scale: i32) -> Result<Vec<Span>> {
+    let (size, overlap) = latent_tile("spatial", length, tile, scale)?;
+    let ranges = ranges(length, size, overlap);
+    let last = ranges.len() - 1;
+    let spans = ranges.into_iter().enumerate().map(|(index, latent)| {
+        let ramp = |there: bool| if there { (overlap * scale) as usize } else { 0 };
+        let pixels = latent.start * scale..latent.end * scale;
+        let share = trapezoid(pixels.len(), ramp(index > 0), ramp(index < last), false);
+        Span { latent, pixels, share }
+    });
+    Ok(normalize(spans.collect()))
+}
+
+/// The first latent frame of a tile decodes to one frame, so every tile but the first starts one latent frame earlier.
+fn temporal(length: i32, tile: Option<(i32, i32)>, scale: i32) -> Result<Vec<Span>> {
+    let (size, overlap) = latent_tile("temporal", length, tile, scale)?;
+    let ranges = ranges(length, size, overlap);
+    let last = ranges.len() - 1;
+    let spans = ranges.into_iter().enumerate().map(|(index, latent)| {
+        let latent = (latent.start - i32::from(index > 0)).max(0)..latent.end;
+        let pixels = latent.start * scale..(latent.end - 1) * scale + 1;
+        let right = (overlap * scale) as usize;
+        let left = if index > 0 { right + 1 } else { 0 };
+        let share = trapezoid(pixels.len(), left, if index < last { right } else { 0 }, true);
+        Span { latent, pixels, share }
+    });
+    Ok(normalize(spans.collect()))
+}
+
+/// Size and overlap in latent elements.
+fn latent_tile(axis: &str, length: i32, tile: Option<(i32, i32)>, scale: i32) -> Result<(i32, i32)> {
+    let Some((size, overlap)) = tile else { return Ok((length, 0)) };
+    if size < 2 * scale || size % scale != 0 || overlap < 0 || overlap % scale != 0 || overlap >= size {
+        return Err(Error::request(
+            format!("{axis} tiles of {size} that overlap by {overlap} cannot be decoded"),
+            format!(
+                "use multiples of {scale}, at least {} for the tile, and an overlap below the tile",
+                2 * scale
+            ),
+        ));
+    }
+    Ok((size / scale, overlap / scale))
+}
+
+/// Divides the shares by their sum over all tiles, which differs from 1 where more than two tiles meet.
+fn normalize(mut spans: Vec<Span>) -> Vec<Span> {
+    let length = spans.last().map_or(0, |span| span.pixels.end) as usize;
+    let mut sum = vec![0.0f32; length];
+    for span in &spans {
+        span.share.iter().zip(&mut sum[span.pixels.start as usize..]).for_each(|(share, sum)| *sum += share);
+    }
+    for span in &mut spans {
+        let sum = &sum[span.pixels.start as usize..];
+        span.share.iter_mut().zip(sum).for_each(|(share, sum)| *share /= sum);
+    }
+    spans
+}
+
+/// Adds tiles along one axis in their order and hands out what no later tile touches.
+struct Blend<'a> {
+    spans: &'a [Span],
+    axis: i32,
+}
+
+impl Blend<'_> {
+    /// Adds tile `index` to `carry`, the part of earlier tiles that it shares. Returns what is finished, and what the
+    /// next tile shares, if there is one.
+    fn add(&self, index: usize, tile: &Array, carry: Option<&Array>) -> Result<(Array, Option<Array>)> {
+        if self.spans.len() == 1 {
+            return Ok((tile.clone(), None));
+        }
+        let (span, axis) = (&self.spans[index], self.axis);
+        let length = span.pixels.len() as i32;
+        let mut shape = vec![1; tile.rank()];
+        shape[axis as usize] = length;
+        let mut tile = tile.multiply(Array::from_slice(&span.share, &shape)?)?;
+        if let Some(carry) = carry {
+            let shared = carry.dim(axis);
+            let sum = tile.slice(axis, 0..shared)?.add(carry)?;
+            tile = mlx::concatenate(&[&sum, &tile.slice(axis, shared..length)?], axis)?;
+        }
+        match self.spans.get(index + 1) {
+            None => Ok((tile, None)),
+            Some(next) => {
+                let finished = next.pixels.start - span.pixels.start;
+                Ok((tile.slice(axis, 0..finished)?, Some(tile.slice(axis, finished..length)?)))
+            }
+        }
+    }
+}
+
+/// Which tiles a latent is decoded in.
+pub(super) struct Plan {
+    latent: Array, // (1, channels, frames, height, width)
+    frames: Vec<Span>,
+    rows: Vec<Span>,
+    columns: Vec<Span>,
+}
+
+impl Plan {
+    /// Tiles for a latent (1, channels, frames, height, width).
+    pub fn new(latent: &Array, tiling: &Tiling, scale: Scale) -> Result<Self> {
+        if latent.dim(0) != 1 {
+            return Err(Error::request(
+                format!("{} clips at once cannot be decoded piece by piece", latent.dim(0)),
+                "decode them one after the other",
+            ));
+        }
+        Ok(Self {
+            frames: temporal(latent.dim(2), tiling.temporal, scale.frames)?,
+            rows: spatial(latent.dim(3), tiling.spatial, scale.pixels)?,
+            columns: spatial(latent.dim(4), tiling.spatial, scale.pixels)?,
+            latent: latent.clone(),
+        })
+    }
+
+    /// The chunks that `decode` makes of latent tiles (1, channels, frames, height, width) → (frames, height, width, rgb).
+    pub fn decode<F: FnMut(&Array) -> Result<Array>>(self, decode: F) -> Chunks<F> {
+        Chunks { plan: self, decode, next: 0, carry: None }
+    }
+
+    /// All frames of one temporal tile: (frames, height, width, rgb)
+    fn group(&self, frames: &Span, decode: &mut impl FnMut(&Array) -> Result<Array>) -> Result<Array> {
+        let latent = self.latent.slice(2, frames.latent.clone())?;
+        let down = Blend { spans: &self.rows, axis: 1 };
+        let across = Blend { spans: &self.columns, axis: 2 };
+        let (mut strips, mut above) = (Vec::new(), None);
+        for (row, rows) in self.rows.iter().enumerate() {
+            let latent = latent.slice(3, rows.latent.clone())?;
+            let (mut parts, mut left) = (Vec::new(), None);
+            for (column, columns) in self.columns.iter().enumerate() {
+                let tile = decode(&latent.slice(4, columns.latent.clone())?)?;
+                let (part, right) = across.add(column, &tile, left.as_ref())?;
+                parts.push(part);
+                left = right;
+            }
+            let (strip, below) = down.add(row, &joined(&parts, 2)?, above.as_ref())?;
+            mlx::eval([&strip].into_iter().chain(&below))?;
+            strips.push(strip);
+            above = below;
+        }
+        joined(&strips, 1)
+    }
+}
+
+fn joined(parts: &[Array], axis: i32) -> Result<Array> {
+    match parts {
+        [whole] => Ok(whole.clone()),
+        parts => Ok(mlx::concatenate(&parts.iter().collect::<Vec<_>>(), axis)?),
+    }
+}
+
+/// Finished frames, one chunk per temporal tile; an empty one where the next tile starts at the same frame. After an error
+/// there are no more.
+pub(super) struct Chunks<F> {
+    plan: Plan,
+    decode: F,
+    next: usize,
+    carry: Option<Array>,
+}
+
+impl<F: FnMut(&Array) -> Result<Array>> Chunks<F> {
+    fn chunk(&mut self, index: usize) -> Result<Array> {
+        let tile = self.plan.group(&self.plan.frames[index], &mut self.decode)?;
+        let along = Blend { spans: &self.plan.frames, axis: 0 };
+        let (finished, carry) = along.add(index, &tile, self.carry.as_ref())?;
+        mlx::eval([&finished].into_iter().chain(&carry))?;
+        self.carry = carry;
+        Ok(finished)
+    }
+}
+
+impl<F: FnMut(&Array) -> Result<Array>> Iterator for Chunks<F> {
+    type Item = Result<Array>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let index = self.next;
+        if index == self.plan.frames.len() {
+            return None;
+        }
+        self.next += 1;
+        let chunk = self.chunk(index);
+        if chunk.is_err() {
+            self.next = self.plan.frames.len();
+        }
+        Some(chunk)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.plan.frames.len() - self.next;
+        (left, Some(left))
+    }
+}
+
+impl<F: FnMut(&Array) -> Result<Array>> ExactSizeIterator for Chunks<F> {}
+
+#[cfg(test)]
+mod tests {
+    use mlx::{Array, Dtype};
+
+    use super::{Plan, Scale, Tiling, temporal, trapezoid};
+
+    const SCALE: Scale = Scale { frames: 4, pixels: 8 };
+
+    /// Every pixel is the latent element it belongs to, so that tiles know nothing of each other.
+    fn nearest(latent: &Array) -> mlx::Result<Array> {
+        let x = latent.squeeze(&[0])?.transpose(&[1, 2, 3, 0])?; // (frames, height, width, channels)
+        let x = x.repeat(SCALE.pixels, 1)?.repeat(SCALE.pixels, 2)?.repeat(SCALE.frames, 0)?;
+        x.slice(0, SCALE.frames - 1..x.dim(0))
+    }
+
+    #[test]
+    fn blending_is_exact_when_tiles_are_independent() {
+        for length in 1..=8 {
+            let (frames, height, width) = (length, 9 - length, 1 + length / 2);
+            let shape = [1, 3, frames, height, width];
+            let count = f64::from(shape.iter().product::<i32>());
+            let latent = mlx::arange(0.0, count, 1.0, Dtype::F32).unwrap().reshape(&shape).unwrap();
+            let whole = nearest(&latent).unwrap();
+            let mut temporal = vec![None];
+            let mut spatial = vec![None];
+            for size in 2..=4 {
+                for overlap in 0..size {
+                    temporal.push(Some((size * SCALE.frames, overlap * SCALE.frames)));
+                    spatial.push(Some((size * SCALE.pixels, overlap * SCALE.pixels)));
+                }
+            }
+            for (index, temporal) in temporal.into_iter().enumerate() {
+                let tiling = Tiling { spatial: spatial[(index * 7 + 3) % spatial.len()], temporal };
+                let plan = Plan::new(&latent, &tiling, SCALE).unwrap();
+                let chunks: Vec<Array> = plan.decode(|tile| Ok(nearest(tile)?)).map(Result::unwrap).collect();
+                let joined = mlx::concatenate(&chunks.iter().collect::<Vec<_>>(), 0).unwrap();
+                assert_eq!(joined.shape(), whole.shape(), "{shape:?} {tiling:?}");
+                let worst = joined.subtract(&whole).unwrap().abs().unwrap();
+                let worst = worst.max(&[0, 1, 2, 3], false).unwrap().item().unwrap();
+                assert!(worst <= 1e-6 * count as f32, "{shape:?} {tiling:?}: {worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_comes_after_an_error() {
+        let latent = mlx::zeros(&[1, 1, 9, 1, 1], Dtype::F32).unwrap();
+        let tiling = Tiling { spatial: None, temporal: Some((8, 0)) };
+        let mut chunks =
+            Plan::new(&latent, &tiling, SCALE).unwrap().decode(|_| Err(crate::Error::request("no", "never")));
+        assert_eq!(chunks.len(), 5);
+        assert!(chunks.next().unwrap().is_err());
+        assert!(chunks.next().is_none());
+    }
+
+    /// Values of the official code.
+    #[test]
+    fn ramps_are_the_official_ones() {
+        assert_eq!(trapezoid(6, 3, 1, false), [0.25, 0.5, 0.75, 1.0, 1.0, 0.5]);
+        assert_eq!(trapezoid(5, 4, 0, true), [0.0, 0.25, 0.5, 0.75, 1.0]);
+        let spans = temporal(5, Some((12, 4)), 4).unwrap();
+        let places: Vec<_> = spans.iter().map(|span| (span.latent.clone(), span.pixels.clone())).collect();
+        assert_eq!(places, [(0..3, 0..9), (1..5, 4..17)]);
+        assert_eq!(spans[0].share[4..], [1.0, 0.8, 0.6, 0.4, 0.2]);
+        assert_eq!(spans[1].share[..6], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
+    }
+}
