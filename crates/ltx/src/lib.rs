@@ -4,11 +4,13 @@
 //! LTX-2 diffusion models read straight from the official files. This crate is silent: it prints nothing, reads no
 //! environment variable and never exits. `ARCHITECTURE.md` at the root of the repository is the map.
 
+pub mod audio_vae;
 pub mod checkpoint;
 pub mod error;
 pub mod media;
 pub mod nn;
 pub mod trace;
 pub mod verify;
+pub mod vocoder;
 
 pub use error::{Error, Result};

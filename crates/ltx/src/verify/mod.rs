@@ -1,7 +1,11 @@
 //! Proof that this build computes what the reference computes: a golden file's inputs through one component, and its
 //! outputs compared.
 
+mod audio_decoder;
+mod audio_encoder;
 mod golden;
+mod mel;
+mod vocoder;
 
 pub use golden::Golden;
 
@@ -65,8 +69,12 @@ pub fn verify(path: &Path, checkpoint: &Checkpoint, context: &Context) -> Result
     golden.compare(&outputs, context)
 }
 
-fn run(golden: &Golden, _checkpoint: &Checkpoint, _context: &Context) -> Result<Outputs> {
+fn run(golden: &Golden, checkpoint: &Checkpoint, context: &Context) -> Result<Outputs> {
     match golden.component() {
+        "mel" => mel::verify(golden, checkpoint),
+        "audio_encoder" => audio_encoder::verify(golden, checkpoint, context),
+        "audio_decoder" => audio_decoder::verify(golden, checkpoint, context),
+        "vocoder" => vocoder::verify(golden, checkpoint, context),
         "generate" => Err(Error::file(
             golden.path(),
             "__metadata__.component",
