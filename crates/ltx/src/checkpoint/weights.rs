@@ -26,6 +26,7 @@ pub enum Unread {
 pub struct Weights {
     source: Rc<Source>,
     path: String,
+    dtype: Dtype,
 }
 
 #[derive(Debug)]
@@ -33,7 +34,6 @@ struct Source {
     files: Vec<Arc<File>>,
     /// Key prefix in the files that paths here leave out.
     root: String,
-    dtype: Dtype,
     /// Path → index of its file.
     tensors: BTreeMap<String, usize>,
     read: RefCell<BTreeSet<String>>,
@@ -54,13 +54,18 @@ impl Weights {
             .filter_map(|path| Some((place(&path)?, path)))
             .map(|(file, path)| (path, file))
             .collect();
-        let source = Source { files, root: root.into(), dtype, tensors, read: RefCell::default() };
-        Self { source: Rc::new(source), path: String::new() }
+        let source = Source { files, root: root.into(), tensors, read: RefCell::default() };
+        Self { source: Rc::new(source), path: String::new(), dtype }
     }
 
     /// The place `path` below this one.
     pub fn at(&self, path: impl Display) -> Self {
-        Self { source: self.source.clone(), path: self.join(path) }
+        Self { source: self.source.clone(), path: self.join(path), dtype: self.dtype }
+    }
+
+    /// The same place, read as `dtype`: for a component that computes in f32 whatever the others do.
+    pub fn in_dtype(&self, dtype: Dtype) -> Self {
+        Self { dtype, ..self.clone() }
     }
 
     fn join(&self, path: impl Display) -> String {
@@ -69,7 +74,7 @@ impl Weights {
 
     /// The dtype that tensors are read as.
     pub fn dtype(&self) -> Dtype {
-        self.source.dtype
+        self.dtype
     }
 
     /// Whether the tensor `name` is here. Asking does not count as reading.
@@ -87,7 +92,7 @@ impl Weights {
 
     /// The tensor `name`, which must have exactly `shape`, in the component's dtype.
     pub fn tensor(&self, name: &str, shape: &[i32]) -> Result<Array> {
-        self.tensor_as(name, shape, self.source.dtype)
+        self.tensor_as(name, shape, self.dtype)
     }
 
     /// The tensor `name`, which must have exactly `shape`, as `dtype`.

@@ -5,7 +5,7 @@
 mod conv;
 mod linear;
 
-pub use conv::Conv;
+pub use conv::{Conv, TransposedConv, depthwise};
 pub use linear::{Bias, Linear};
 
 use mlx::{Array, Dtype, Result};
@@ -47,4 +47,9 @@ pub fn gelu_tanh(x: &Array) -> Result<Array> {
 /// SiLU: x · sigmoid(x).
 pub fn silu(x: &Array) -> Result<Array> {
     x.multiply(x.sigmoid()?)
+}
+
+/// Leaky ReLU: x where positive, `slope` · x elsewhere; `slope` below 1.
+pub fn leaky_relu(x: &Array, slope: f32) -> Result<Array> {
+    x.maximum(x.multiply(slope)?)
 }

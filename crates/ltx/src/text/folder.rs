@@ -54,6 +54,11 @@ impl GemmaFolder {
         Ok(self.config.optional_at("text_config")?.unwrap_or_else(|| self.config.clone()))
     }
 
+    /// What stands before the language model's keys.
+    pub(crate) fn root(&self) -> &'static str {
+        self.root
+    }
+
     /// The files with the weights.
     pub fn files(&self) -> &[Arc<File>] {
         &self.files

@@ -1,10 +1,19 @@
 //! Proof that this build computes what the reference computes: a golden file's inputs through one component, and its
 //! outputs compared.
 
+mod audio_decoder;
+mod audio_encoder;
+mod connector;
+mod denoise;
+mod dit;
+mod gemma;
 mod golden;
+mod mel;
+mod schedule;
 mod upsampler;
 mod video_decoder;
 mod video_encoder;
+mod vocoder;
 
 pub use golden::Golden;
 
@@ -70,9 +79,18 @@ pub fn verify(path: &Path, checkpoint: &Checkpoint, context: &Context) -> Result
 
 fn run(golden: &Golden, checkpoint: &Checkpoint, context: &Context) -> Result<Outputs> {
     match golden.component() {
+        "gemma" => gemma::verify(golden, checkpoint, context),
+        "connector" => connector::verify(golden, checkpoint, context),
+        "dit" => dit::verify(golden, checkpoint, context),
         "video_encoder" => video_encoder::verify(golden, checkpoint, context),
         "video_decoder" => video_decoder::verify(golden, checkpoint, context),
         "upsampler" => upsampler::verify(golden, checkpoint, context),
+        "mel" => mel::verify(golden, checkpoint),
+        "audio_encoder" => audio_encoder::verify(golden, checkpoint, context),
+        "audio_decoder" => audio_decoder::verify(golden, checkpoint, context),
+        "vocoder" => vocoder::verify(golden, checkpoint, context),
+        "schedule" => schedule::verify(golden),
+        "denoise" => denoise::verify(golden, checkpoint, context),
         "generate" => Err(Error::file(
             golden.path(),
             "__metadata__.component",

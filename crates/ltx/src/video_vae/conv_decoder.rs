@@ -150,15 +150,15 @@ impl ConvDecoder {
     /// The frames of one normalized latent (1, channels, frames, height, width), in order and piece by piece: chunks
     /// (frames, height, width, rgb) as [`Self::forward`] gives them, each computed when it is asked for.
     pub fn decode<'a>(
-        &'a self,
+        self,
         latent: &Array,
         tiling: &Tiling,
-        noise: &'a mut Noise<'a>,
+        mut noise: impl FnMut(&[i32]) -> Result<Array> + 'a,
     ) -> Result<impl ExactSizeIterator<Item = Result<Array>> + 'a> {
         self.check(latent)?;
         let plan = Plan::new(latent, tiling, self.scale)?;
         Ok(plan.decode(move |tile| {
-            let pixels = self.forward(tile, noise, &mut Trace::off())?; // (1, frames, height, width, rgb)
+            let pixels = self.forward(tile, &mut noise, &mut Trace::off())?; // (1, frames, height, width, rgb)
             Ok(pixels.squeeze(&[0])?)
         }))
     }

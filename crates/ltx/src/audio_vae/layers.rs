@@ -1,0 +1,105 @@
+//! What encoder and decoder are made of. Arrays are (batch, time, frequency, channels).
+
+use mlx::Array;
+
+use crate::checkpoint::Weights;
+use crate::error::Result;
+use crate::nn::{self, Bias, Conv};
+
+/// A convolution that sees only the past: zeros before in time, on both sides in frequency.
+pub(super) struct CausalConv {
+    conv: Conv,
+    kernel: i32,
+}
+
+impl CausalConv {
+    /// Reads a square convolution of `kernel`, which is odd.
+    pub(super) fn load(weights: &Weights, inputs: i32, outputs: i32, kernel: i32) -> Result<Self> {
+        let conv = Conv::load(&weights.at("conv"), inputs, outputs, &[kernel, kernel], Bias::Yes)?;
+        Ok(Self { conv, kernel })
+    }
+
+    /// (batch, time, frequency, in) → (batch, time, frequency, out)
+    pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
+        let (reach, side) = (self.kernel - 1, self.kernel / 2);
+        let settings =
+            mlx::Conv { padding_low: vec![reach, side], padding_high: vec![0, side], ..Default::default() };
+        self.conv.forward(x, &settings)
+    }
+}
+
+/// x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 × 1 convolution on the left x where the width changes.
+pub(super) struct Block {
+    convs: [CausalConv; 2],
+    shortcut: Option<CausalConv>,
+}
+
+impl Block {
+    pub(super) fn load(weights: &Weights, inputs: i32, outputs: i32) -> Result<Self> {
+        let shortcut = (inputs != outputs)
+            .then(|| CausalConv::load(&weights.at("nin_shortcut"), inputs, outputs, 1))
+            .transpose()?;
+        let convs = [
+            CausalConv::load(&weights.at("conv1"), inputs, outputs, 3)?,
+            CausalConv::load(&weights.at("conv2"), outputs, outputs, 3)?,
+        ];
+        Ok(Self { convs, shortcut })
+    }
+
+    /// (batch, time, frequency, in) → (batch, time, frequency, out)
+    pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
+        let mut y = x.clone();
+        for conv in &self.convs {
+            y = conv.forward(&activate(&y)?)?;
+        }
+        match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x)?.add(&y),
+            None => x.add(&y),
+        }
+    }
+}
+
+/// The two blocks at the coarsest resolution, which do not change the shape.
+pub(super) fn middle(weights: &Weights, channels: i32) -> Result<[Block; 2]> {
+    let block = |name| Block::load(&weights.at("mid").at(name), channels, channels);
+    Ok([block("block_1")?, block("block_2")?])
+}
+
+/// Norm over the channels of each place, then SiLU.
+pub(super) fn activate(x: &Array) -> mlx::Result<Array> {
+    nn::silu(&nn::rms_norm(x, None, 1e-6)?)
+}
+
+/// Halves time and frequency: (batch, t, f, channels) → (batch, ⌈t / 2⌉, f / 2, channels).
+pub(super) struct Downsample(Conv);
+
+impl Downsample {
+    pub(super) fn load(weights: &Weights, channels: i32) -> Result<Self> {
+        Ok(Self(Conv::load(&weights.at("downsample.conv"), channels, channels, &[3, 3], Bias::Yes)?))
+    }
+
+    pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
+        let settings = mlx::Conv {
+            stride: vec![2, 2],
+            padding_low: vec![2, 0],
+            padding_high: vec![0, 1],
+            ..Default::default()
+        };
+        self.0.forward(x, &settings)
+    }
+}
+
+/// Doubles time and frequency: (batch, t, f, channels) → (batch, 2 t − 1, 2 f, channels).
+pub(super) struct Upsample(CausalConv);
+
+impl Upsample {
+    pub(super) fn load(weights: &Weights, channels: i32) -> Result<Self> {
+        Ok(Self(CausalConv::load(&weights.at("upsample.conv"), channels, channels, 3)?))
+    }
+
+    pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
+        let y = self.0.forward(&x.repeat(2, 1)?.repeat(2, 2)?)?;
+        // The encoder saw the first frame alone, so it comes back as one frame, not two.
+        y.slice(1, 1..y.dim(1))
+    }
+}
