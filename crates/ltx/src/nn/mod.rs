@@ -26,6 +26,11 @@ pub fn group_norm(x: &Array, groups: i32, weight: &Array, bias: &Array, eps: f32
     normal.multiply(weight)?.add(bias)?.astype(x.dtype())
 }
 
+/// Layer norm over the last axis without weight or bias, accumulated in f32: (x − mean) / √(variance + eps).
+pub fn layer_norm(x: &Array, eps: f32) -> Result<Array> {
+    mlx::fast::layer_norm(x, None, None, eps)
+}
+
 /// softmax(q · kᵀ · scale + mask) · v, with q, k, v as (batch, heads, tokens, head_dim).
 pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Array>) -> Result<Array> {
     mlx::fast::attention(q, k, v, scale, mask)

@@ -1,0 +1,155 @@
+//! Multi-head attention as every part of a block uses it: norms over the full inner width, rotary positions, a gate per
+//! head, and samples of the batch that guidance excludes.
+
+use mlx::{Array, Dtype};
+
+use super::rope::Rope;
+use crate::checkpoint::Weights;
+use crate::error::Result;
+use crate::nn::{self, Bias, Linear};
+
+/// Which samples of the batch take part in an attention.
+#[derive(Clone, Debug)]
+pub enum Keep {
+    /// All of them.
+    All,
+    /// None: the attention need not be computed.
+    Nobody,
+    /// Those with 1 here; the others have 0.
+    Some(Array), // (batch, 1, 1)
+}
+
+impl Keep {
+    /// From whether each sample is skipped; an empty list keeps everybody.
+    pub fn new(skipped: &[bool], dtype: Dtype) -> mlx::Result<Self> {
+        if !skipped.contains(&true) {
+            return Ok(Self::All);
+        }
+        if !skipped.contains(&false) {
+            return Ok(Self::Nobody);
+        }
+        let kept: Vec<f32> = skipped.iter().map(|&skip| if skip { 0.0 } else { 1.0 }).collect();
+        Ok(Self::Some(Array::from_slice(&kept, &[skipped.len() as i32, 1, 1])?.astype(dtype)?))
+    }
+}
+
+/// The shape of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Width of the tokens that ask, and of the answer.
+    pub query: i32,
+    /// Width of the tokens that are attended to.
+    pub context: i32,
+    /// Heads.
+    pub heads: i32,
+    /// Width of a head.
+    pub head_dim: i32,
+    /// Whether every head has a gate.
+    pub gated: bool,
+    /// Epsilon of the norms.
+    pub eps: f32,
+}
+
+/// One attention.
+#[derive(Debug)]
+pub struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    q_norm: Array, // (heads · head_dim)
+    k_norm: Array, // (heads · head_dim)
+    gate: Option<Linear>,
+    to_out: Linear,
+    shape: Shape,
+}
+
+impl Attention {
+    /// Reads one of the `…attn…` modules.
+    pub fn load(weights: &Weights, shape: Shape) -> Result<Self> {
+        let Shape { query, context, heads, head_dim, gated, .. } = shape;
+        let inner = heads * head_dim;
+        let linear =
+            |name: &str, inputs, outputs| Linear::load(&weights.at(name), inputs, outputs, Bias::Yes);
+        Ok(Self {
+            to_q: linear("to_q", query, inner)?,
+            to_k: linear("to_k", context, inner)?,
+            to_v: linear("to_v", context, inner)?,
+            q_norm: weights.tensor("q_norm.weight", &[inner])?,
+            k_norm: weights.tensor("k_norm.weight", &[inner])?,
+            gate: gated.then(|| linear("to_gate_logits", query, heads)).transpose()?,
+            to_out: linear("to_out.0", inner, query)?,
+            shape,
+        })
+    }
+
+    /// `x` (batch, tokens, query) attends to `context` (batch, others, context), with rotary positions for the two and a
+    /// `mask` (batch, 1, tokens, others) to add to the scores.
+    pub fn forward(
+        &self,
+        x: &Array,
+        context: &Array,
+        ropes: Option<(&Rope, &Rope)>,
+        mask: Option<&Array>,
+    ) -> mlx::Result<Array> {
+        let values = self.heads(&self.to_v.forward(context)?)?;
+        self.project(x, &self.attend(x, context, &values, ropes, mask)?)
+    }
+
+    /// `x` (batch, tokens, query) attends to itself. In samples that are not kept a token takes its own value instead.
+    pub fn forward_self(
+        &self,
+        x: &Array,
+        rope: &Rope,
+        mask: Option<&Array>,
+        keep: &Keep,
+    ) -> mlx::Result<Array> {
+        let values = self.heads(&self.to_v.forward(x)?)?;
+        let attended = match keep {
+            Keep::Nobody => values,
+            Keep::All => self.attend(x, x, &values, Some((rope, rope)), mask)?,
+            Keep::Some(kept) => {
+                let attended = self.attend(x, x, &values, Some((rope, rope)), mask)?;
+                let kept = kept.expand_dims(&[3])?; // (batch, 1, 1, 1)
+                let own = values.multiply(kept.negative()?.add(1.0f32)?)?;
+                attended.multiply(&kept)?.add(&own)?
+            }
+        };
+        self.project(x, &attended)
+    }
+
+    /// (batch, tokens, query), (batch, others, context), values (batch, heads, others, head_dim) → (batch, heads, tokens, head_dim)
+    fn attend(
+        &self,
+        x: &Array,
+        context: &Array,
+        values: &Array,
+        ropes: Option<(&Rope, &Rope)>,
+        mask: Option<&Array>,
+    ) -> mlx::Result<Array> {
+        let eps = self.shape.eps;
+        let mut q = self.heads(&nn::rms_norm(&self.to_q.forward(x)?, Some(&self.q_norm), eps)?)?;
+        let mut k = self.heads(&nn::rms_norm(&self.to_k.forward(context)?, Some(&self.k_norm), eps)?)?;
+        if let Some((q_rope, k_rope)) = ropes {
+            (q, k) = (q_rope.rotate(&q)?, k_rope.rotate(&k)?);
+        }
+        let scale = (self.shape.head_dim as f32).sqrt().recip();
+        nn::attention(&q, &k, values, scale, mask)
+    }
+
+    /// (batch, tokens, heads · head_dim) → (batch, heads, tokens, head_dim)
+    fn heads(&self, x: &Array) -> mlx::Result<Array> {
+        let &Shape { heads, head_dim, .. } = &self.shape;
+        x.reshape(&[x.dim(0), x.dim(1), heads, head_dim])?.transpose(&[0, 2, 1, 3])
+    }
+
+    /// Gates per head, from the tokens that asked, and the way back: (batch, heads, tokens, head_dim) → (batch, tokens, query)
+    fn project(&self, x: &Array, attended: &Array) -> mlx::Result<Array> {
+        let mut attended = attended.transpose(&[0, 2, 1, 3])?; // (batch, tokens, heads, head_dim)
+        if let Some(gate) = &self.gate {
+            let gates = gate.forward(x)?.sigmoid()?.multiply(2.0f32)?; // (batch, tokens, heads)
+            attended = attended.multiply(gates.expand_dims(&[3])?)?;
+        }
+        let inner = self.shape.heads * self.shape.head_dim;
+        self.to_out.forward(&attended.reshape(&[x.dim(0), x.dim(1), inner])?)
+    }
+}
