@@ -92,7 +92,14 @@ pub struct Generate {
     #[arg(short = 'W', long, value_name = "PIXELS", default_value_t = 704)]
     pub width: usize,
     /// Frames, 8k + 1
-    #[arg(short, long, value_name = "N", default_value_t = 97, visible_alias = "num-frames", alias = "video-frames")]
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 97,
+        visible_alias = "num-frames",
+        alias = "video-frames"
+    )]
     pub frames: usize,
     /// Frames per second
     #[arg(long, value_name = "FPS", default_value_t = 24.0, visible_alias = "fps")]

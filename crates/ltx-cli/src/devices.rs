@@ -12,7 +12,8 @@ pub fn run(arguments: &Devices) -> ltx::Result<()> {
         let name = if device == Device::Gpu { "gpu" } else { "cpu" };
         let facts = facts(device)?;
         if arguments.json {
-            let facts: Map<String, Value> = facts.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
+            let facts: Map<String, Value> =
+                facts.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
             list.push(json!({ "device": name, "default": index == 0, "facts": facts }));
             continue;
         }

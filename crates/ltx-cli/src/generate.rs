@@ -73,7 +73,13 @@ pub fn run(arguments: &Generate) -> Result<()> {
         }
     }
     if !arguments.quiet {
-        println!("{output}: {} frames of {}x{} in {}", request.frames, plan.width(), plan.height(), seconds(started.elapsed()));
+        println!(
+            "{output}: {} frames of {}x{} in {}",
+            request.frames,
+            plan.width(),
+            plan.height(),
+            seconds(started.elapsed())
+        );
     }
     Ok(())
 }

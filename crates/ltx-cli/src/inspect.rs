@@ -29,9 +29,16 @@ pub fn run(arguments: &Inspect) -> ltx::Result<()> {
 }
 
 fn print(part: &Part) {
-    let dtypes: Vec<String> = part.dtypes.iter().map(|(dtype, count)| format!("{} {dtype}", parameters(*count))).collect();
+    let dtypes: Vec<String> =
+        part.dtypes.iter().map(|(dtype, count)| format!("{} {dtype}", parameters(*count))).collect();
     println!("\n{}  ({})", part.name, part.file.display());
-    println!("  {} parameters in {} tensors, {}: {}", parameters(part.parameters), part.tensors, bytes(part.bytes), dtypes.join(", "));
+    println!(
+        "  {} parameters in {} tensors, {}: {}",
+        parameters(part.parameters),
+        part.tensors,
+        bytes(part.bytes),
+        dtypes.join(", ")
+    );
     for (name, value) in &part.facts {
         println!("  {name}: {value}");
     }
@@ -39,7 +46,12 @@ fn print(part: &Part) {
         println!("  problem: {problem}");
     }
     if !part.unread.is_empty() {
-        println!("  not used: {} tensors: {}{}", part.unread.len(), part.unread[..part.unread.len().min(5)].join(", "), if part.unread.len() > 5 { ", …" } else { "" });
+        println!(
+            "  not used: {} tensors: {}{}",
+            part.unread.len(),
+            part.unread[..part.unread.len().min(5)].join(", "),
+            if part.unread.len() > 5 { ", …" } else { "" }
+        );
     }
 }
 

@@ -95,7 +95,9 @@ pub fn seconds(duration: Duration) -> String {
 }
 
 fn memory() -> String {
-    peak_memory().map_or_else(String::new, |bytes| format!(", peak memory {:.1} GiB", bytes as f64 / (1u64 << 30) as f64))
+    peak_memory().map_or_else(String::new, |bytes| {
+        format!(", peak memory {:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+    })
 }
 
 /// The most memory this process ever had resident, in bytes; where the system does not say, the most that MLX held.

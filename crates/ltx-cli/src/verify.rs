@@ -59,11 +59,17 @@ fn print(path: &Path, report: &Report) {
     println!("{} ({}, tolerance {:.0e})", path.display(), report.component, report.tolerance);
     let width = report.comparisons.iter().map(|comparison| comparison.name.len()).max().unwrap_or(0);
     for Comparison { name, worst, relative, passed, .. } in &report.comparisons {
-        println!("  {name:width$}  worst {worst:.3e}  relative {relative:.3e}  {}", if *passed { "pass" } else { "FAIL" });
+        println!(
+            "  {name:width$}  worst {worst:.3e}  relative {relative:.3e}  {}",
+            if *passed { "pass" } else { "FAIL" }
+        );
     }
     if let Some(first) = report.comparisons.iter().find(|comparison| !comparison.passed) {
         let (index, ours, reference) = &first.at;
-        println!("  first difference in {}: at {index:?} this build has {ours}, the reference {reference}", first.name);
+        println!(
+            "  first difference in {}: at {index:?} this build has {ours}, the reference {reference}",
+            first.name
+        );
     }
     for note in &report.notes {
         println!("  note: {note}");

@@ -62,7 +62,11 @@ pub fn inspect<P: AsRef<Path>>(paths: &[P]) -> Result<Inspection> {
             }
         }
     }
-    for file in checkpoint.files().iter().filter(|file| Component::ALL.iter().all(|component| component.root(file).is_none())) {
+    for file in checkpoint
+        .files()
+        .iter()
+        .filter(|file| Component::ALL.iter().all(|component| component.root(file).is_none()))
+    {
         let mut part = count("nothing known", file.path(), &[(file, "")], |_| true);
         part.problem = Some("holds no component of LTX-2".into());
         parts.push(part);
@@ -73,7 +77,10 @@ pub fn inspect<P: AsRef<Path>>(paths: &[P]) -> Result<Inspection> {
 fn part(component: Component, root: &str, file: &File, checkpoint: &Checkpoint) -> Part {
     let mut part = count(&component.to_string(), file.path(), &[(file, root)], |key| component.owns(key));
     part.facts = file.config().map(|config| facts(component, &config)).unwrap_or_default();
-    match checkpoint.component(component, Dtype::Bf16).and_then(|(weights, config)| unread(component, &weights, &config)) {
+    match checkpoint
+        .component(component, Dtype::Bf16)
+        .and_then(|(weights, config)| unread(component, &weights, &config))
+    {
         Ok(unread) => part.unread = unread,
         Err(error) => part.problem = Some(error.to_string()),
     }
@@ -98,11 +105,20 @@ fn unread(component: Component, weights: &Weights, config: &Config) -> Result<Ve
 
 fn text_encoder(path: &Path) -> Result<Part> {
     let folder = GemmaFolder::open(path)?;
-    let files: Vec<(&File, &str)> = folder.files().iter().map(|file| (file.as_ref(), folder.root())).collect();
+    let files: Vec<(&File, &str)> =
+        folder.files().iter().map(|file| (file.as_ref(), folder.root())).collect();
     let mut part = count("text encoder (Gemma 3)", path, &files, |_| true);
     let config = folder.config()?;
-    let keys = ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window"];
-    part.facts = keys.iter().filter_map(|key| Some((key.to_string(), config.get(key)?.to_string()))).collect();
+    let keys = [
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "sliding_window",
+    ];
+    part.facts =
+        keys.iter().filter_map(|key| Some((key.to_string(), config.get(key)?.to_string()))).collect();
     let weights = folder.weights(Dtype::Bf16);
     match Gemma::load(&weights, &folder).and_then(|_| weights.finish(Unread::Report)) {
         Ok(unread) => part.unread = unread,
@@ -128,7 +144,7 @@ fn count(name: &str, path: &Path, files: &[(&File, &str)], owns: impl Fn(&str) -
     };
     for (file, root) in files {
         for (_, info) in file.tensors().filter(|(key, _)| key.strip_prefix(root).is_some_and(&owns)) {
-            let parameters = info.shape.iter().map(|&size| size as u64).product();
+            let parameters: u64 = info.shape.iter().map(|&size| size as u64).product();
             part.parameters += parameters;
             part.tensors += 1;
             part.bytes += (info.data_offsets.1 - info.data_offsets.0) as u64;
@@ -144,7 +160,12 @@ fn facts(component: Component, config: &Value) -> Vec<(String, String)> {
         Component::Projection => ("/transformer", &["text_encoder_norm_type", "caption_channels"]),
         Component::Connector => (
             "/transformer",
-            &["connector_num_layers", "connector_num_attention_heads", "connector_attention_head_dim", "connector_apply_gated_attention"],
+            &[
+                "connector_num_layers",
+                "connector_num_attention_heads",
+                "connector_attention_head_dim",
+                "connector_apply_gated_attention",
+            ],
         ),
         Component::Dit => (
             "/transformer",
@@ -160,14 +181,22 @@ fn facts(component: Component, config: &Value) -> Vec<(String, String)> {
                 "av_ca_timestep_scale_multiplier",
             ],
         ),
-        Component::VideoEncoder | Component::VideoDecoder => {
-            ("/vae", &["_class_name", "latent_channels", "patch_size", "spatial_padding_mode", "timestep_conditioning"])
-        }
+        Component::VideoEncoder | Component::VideoDecoder => (
+            "/vae",
+            &[
+                "_class_name",
+                "latent_channels",
+                "patch_size",
+                "spatial_padding_mode",
+                "timestep_conditioning",
+            ],
+        ),
         Component::AudioEncoder | Component::AudioDecoder => ("/audio_vae/model/params", &["sampling_rate"]),
         Component::Vocoder => ("/vocoder/bwe", &["input_sampling_rate", "output_sampling_rate"]),
-        Component::Upsampler => {
-            ("", &["mid_channels", "spatial_upsample", "temporal_upsample", "spatial_scale", "rational_resampler"])
-        }
+        Component::Upsampler => (
+            "",
+            &["mid_channels", "spatial_upsample", "temporal_upsample", "spatial_scale", "rational_resampler"],
+        ),
     };
     let section = config.pointer(section);
     let fact = |key: &&str| Some((key.to_string(), section?.get(key)?.to_string()));

@@ -23,5 +23,4 @@ pub mod verify;
 pub mod video_vae;
 pub mod vocoder;
 
-
 pub use error::{Error, Result};

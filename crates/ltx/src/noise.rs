@@ -89,9 +89,13 @@ mod tests {
             last = value;
         }
         // Standard errors at this count: 0.0022, 0.0032, 0.0087, 0.022, 0.0022. Five of each.
-        for (found, (expected, error)) in
-            moments.into_iter().chain([neighbours]).zip([(0.0, 0.0022), (1.0, 0.0032), (0.0, 0.0087), (3.0, 0.022), (0.0, 0.0022)])
-        {
+        for (found, (expected, error)) in moments.into_iter().chain([neighbours]).zip([
+            (0.0, 0.0022),
+            (1.0, 0.0032),
+            (0.0, 0.0087),
+            (3.0, 0.022),
+            (0.0, 0.0022),
+        ]) {
             assert!((found - expected).abs() < 5.0 * error, "{found} instead of {expected}");
         }
     }

@@ -1,5 +1,7 @@
 //! Sizes of clips, in pixels, latents and seconds, and which sizes the model can make. No tensors here.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 
 /// Pixel frames per latent frame, after the first, which stands alone.
@@ -30,6 +32,12 @@ impl Modality {
             Self::Video => "video",
             Self::Audio => "audio",
         }
+    }
+}
+
+impl fmt::Display for Modality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -134,8 +142,11 @@ fn check(name: &str, size: usize, step: usize, offset: usize) -> Result<()> {
     if size >= smallest && (size - offset) % step == 0 {
         return Ok(());
     }
-    let rule =
-        if offset == 0 { format!("a multiple of {step}") } else { format!("a multiple of {step} plus {offset}") };
+    let rule = if offset == 0 {
+        format!("a multiple of {step}")
+    } else {
+        format!("a multiple of {step} plus {offset}")
+    };
     let below = size.saturating_sub(offset) / step * step + offset;
     let remedy = if size < smallest {
         format!("the smallest is {smallest}")
@@ -156,16 +167,31 @@ mod tests {
 
     #[test]
     fn errors_name_both_neighbours() {
-        assert_eq!(refused(9, 500, 64, 32), "a height of 500 is not a multiple of 32: the nearest are 480 and 512");
-        assert_eq!(refused(9, 512, 96, 64), "a width of 96 is not a multiple of 64: the nearest are 64 and 128");
+        assert_eq!(
+            refused(9, 500, 64, 32),
+            "a height of 500 is not a multiple of 32: the nearest are 480 and 512"
+        );
+        assert_eq!(
+            refused(9, 512, 96, 64),
+            "a width of 96 is not a multiple of 64: the nearest are 64 and 128"
+        );
         assert_eq!(
             refused(120, 512, 64, 64),
             "a number of frames of 120 is not a multiple of 8 plus 1: the nearest are 113 and 121"
         );
-        assert_eq!(refused(0, 64, 64, 32), "a number of frames of 0 is not a multiple of 8 plus 1: the smallest is 1");
+        assert_eq!(
+            refused(0, 64, 64, 32),
+            "a number of frames of 0 is not a multiple of 8 plus 1: the smallest is 1"
+        );
         assert_eq!(refused(1, 31, 64, 32), "a height of 31 is not a multiple of 32: the smallest is 32");
-        assert_eq!(refused(1, 32, usize::MAX, 32), format!("a width of {} is too large: give at most 16384", usize::MAX));
-        assert_eq!(refused(16385, 32, 32, 32), "a number of frames of 16385 is too large: give at most 16377");
+        assert_eq!(
+            refused(1, 32, usize::MAX, 32),
+            format!("a width of {} is too large: give at most 16384", usize::MAX)
+        );
+        assert_eq!(
+            refused(16385, 32, 32, 32),
+            "a number of frames of 16385 is too large: give at most 16377"
+        );
     }
 
     #[test]

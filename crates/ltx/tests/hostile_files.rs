@@ -45,7 +45,9 @@ fn truncated_anywhere() {
 
 #[test]
 fn lying_headers() {
-    let tensor = |dtype: &str, shape: &str, offsets: &str| format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#);
+    let tensor = |dtype: &str, shape: &str, offsets: &str| {
+        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+    };
     refused(&with_header(&tensor("F32", "[2]", "[0,4]"), &[0; 4]));
     refused(&with_header(&tensor("F32", "[1]", "[4,8]"), &[0; 8]));
     refused(&with_header(&tensor("F32", "[1]", "[8,4]"), &[0; 8]));
@@ -79,7 +81,8 @@ fn every_header_byte_may_be_wrong() {
 #[test]
 fn unsupported_dtypes_and_empty_tensors_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    for (dtype, shape, bytes, expected) in [("F8_E4M3", "[4]", 4, "F8_E4M3"), ("F32", "[0]", 0, "shape [0]")] {
+    for (dtype, shape, bytes, expected) in [("F8_E4M3", "[4]", 4, "F8_E4M3"), ("F32", "[0]", 0, "shape [0]")]
+    {
         let path = folder.path().join("odd.safetensors");
         let header = format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{bytes}]}}}}"#);
         std::fs::write(&path, with_header(&header, &vec![0; bytes])).unwrap();
@@ -102,7 +105,8 @@ fn missing_files_and_folders() {
 #[test]
 fn components_are_found_by_content() {
     let checkpoint = Checkpoint::open(&[model()]).unwrap();
-    let expected: Vec<Component> = Component::ALL.into_iter().filter(|&component| component != Component::Upsampler).collect();
+    let expected: Vec<Component> =
+        Component::ALL.into_iter().filter(|&component| component != Component::Upsampler).collect();
     assert_eq!(checkpoint.components(), expected);
     assert_eq!(checkpoint.version(), Some("2.3.0"));
     let error = checkpoint.component(Component::Upsampler, Dtype::F32).unwrap_err();
@@ -117,7 +121,10 @@ fn unread_tensors_are_an_error_where_they_would_hide_a_wrong_file() {
     assert!(error.contains("model.diffusion_model."), "{error}");
     let shape = weights.shape("patchify_proj.weight").unwrap();
     let wrong = weights.tensor("patchify_proj.weight", &[shape[0], shape[1] + 1]).unwrap_err().to_string();
-    assert!(wrong.contains("model.diffusion_model.patchify_proj.weight") && wrong.contains("shape"), "{wrong}");
+    assert!(
+        wrong.contains("model.diffusion_model.patchify_proj.weight") && wrong.contains("shape"),
+        "{wrong}"
+    );
     let missing = weights.tensor("patchify_proj.nothing", &[1]).unwrap_err().to_string();
     assert!(missing.contains("patchify_proj.nothing: is missing"), "{missing}");
 }

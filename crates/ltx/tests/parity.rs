@@ -33,15 +33,20 @@ fn check(generation: &str, component: &str) {
     assert!(!goldens.is_empty(), "no golden {prefix}*");
     let mut failures = Vec::new();
     for path in goldens {
-        let models: Vec<PathBuf> = Golden::open(&path).unwrap().checkpoints().iter().map(|name| fixtures().join(name)).collect();
+        let models: Vec<PathBuf> =
+            Golden::open(&path).unwrap().checkpoints().iter().map(|name| fixtures().join(name)).collect();
         let checkpoint = Checkpoint::open(&models).unwrap();
-        let report = verify(&path, &checkpoint, &Context { dtype: Dtype::F32 }).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let report = verify(&path, &checkpoint, &Context { dtype: Dtype::F32 })
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert!(report.comparisons.iter().any(|comparison| comparison.name.starts_with("out.")));
         if let Some(first) = report.comparisons.iter().find(|comparison| !comparison.passed) {
             let (index, ours, reference) = &first.at;
             failures.push(format!(
                 "{}: {} relative {:.3e} > {:.0e}; at {index:?} {ours}, reference {reference}",
-                path.display(), first.name, first.relative, report.tolerance
+                path.display(),
+                first.name,
+                first.relative,
+                report.tolerance
             ));
         }
     }

@@ -87,7 +87,8 @@ impl LatentState {
     ) -> Result<Self> {
         self.fits("condition", tokens, tokens.dim(1))?;
         let start = frame.saturating_mul(shape.tokens_per_frame());
-        let Some(stop) = start.checked_add(tokens.dim(1) as usize).filter(|&stop| stop <= shape.tokens()) else {
+        let Some(stop) = start.checked_add(tokens.dim(1) as usize).filter(|&stop| stop <= shape.tokens())
+        else {
             return Err(Error::request(
                 format!("the condition from latent frame {frame} on ends after the video's last"),
                 format!("place it earlier: the video has {} latent frames", shape.frames),
@@ -133,11 +134,7 @@ impl LatentState {
             latent: join(&self.latent, &tokens.multiply(0.0f32)?, 1)?,
             clean: join(&self.clean, tokens, 1)?,
             mask: join(&self.mask, &constant(1.0 - strength)?, 1)?,
-            positions: join(
-                &self.positions,
-                &patchify::picture_positions(shape, picture, frame_rate)?,
-                2,
-            )?,
+            positions: join(&self.positions, &patchify::picture_positions(shape, picture, frame_rate)?, 2)?,
             keyframes: self.keyframes.as_ref().map(|ours| join(ours, &constant(0.0)?, 1)).transpose()?,
             ..self
         })

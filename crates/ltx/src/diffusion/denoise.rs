@@ -76,7 +76,9 @@ impl Denoise<'_> {
             let level = (self.sigmas[step], self.sigmas[step + 1]);
             states = match self.sampler {
                 Sampler::Euler => run.euler(&states, step, level)?,
-                Sampler::EulerAncestral { eta, s_noise } => run.ancestral(&states, step, level, (eta, s_noise))?,
+                Sampler::EulerAncestral { eta, s_noise } => {
+                    run.ancestral(&states, step, level, (eta, s_noise))?
+                }
                 Sampler::GradientEstimation { gamma } => {
                     run.gradient(&states, step, level, gamma, &mut velocities)?
                 }
@@ -122,7 +124,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn euler(&mut self, states: &Both<LatentState>, step: usize, (sigma, next): (f32, f32)) -> Result<Both<LatentState>> {
+    fn euler(
+        &mut self,
+        states: &Both<LatentState>,
+        step: usize,
+        (sigma, next): (f32, f32),
+    ) -> Result<Both<LatentState>> {
         let clean = self.estimate(states, step, sigma)?;
         advance(states, |modality, state| Ok(step::euler(&state.latent, clean.of(modality)?, sigma, next)?))
     }
@@ -198,7 +205,9 @@ impl Run<'_> {
             Ok(step::narrow(&midpoint, state.latent.shape())?)
         })?;
         // The official sampler counts the midpoint as a first step: guidance never skips it.
-        let second = self.estimate(&middle, 0, method.midpoint_sigma() as f32)?.try_map(|_, clean| step::wide(clean))?;
+        let second = self
+            .estimate(&middle, 0, method.midpoint_sigma() as f32)?
+            .try_map(|_, clean| step::wide(clean))?;
         let states = advance(states, |modality, state| {
             let noise = step::wide(&self.noise.draw(modality, Draw::Step, state.latent.shape())?)?;
             let (anchor, first, second) = (anchors.of(modality)?, clean.of(modality)?, second.of(modality)?);
@@ -221,7 +230,10 @@ impl Run<'_> {
         })?;
         let skips = |modality| {
             let live = states.get(modality).is_some_and(|state| !state.frozen);
-            !live || guidance.get(modality).is_some_and(|guidance| guidance.skips(step) && self.answered.get(modality).is_some())
+            !live
+                || guidance
+                    .get(modality)
+                    .is_some_and(|guidance| guidance.skips(step) && self.answered.get(modality).is_some())
         };
         let (video, audio) = (skips(Modality::Video), skips(Modality::Audio));
         if !(video && audio) {
@@ -237,7 +249,12 @@ impl Run<'_> {
         })
     }
 
-    fn ask(&mut self, states: &Both<LatentState>, sigma: f32, guidance: &Both<&Guidance>) -> Result<Both<Array>> {
+    fn ask(
+        &mut self,
+        states: &Both<LatentState>,
+        sigma: f32,
+        guidance: &Both<&Guidance>,
+    ) -> Result<Both<Array>> {
         let inputs = states.try_map(|_, state| {
             Ok::<_, Error>(Input {
                 latent: &state.latent,
@@ -258,10 +275,13 @@ impl Run<'_> {
                 let found = passes.iter().zip(&velocities).find(|(pass, _)| wanted(pass));
                 found.map(|(_, velocity)| {
                     let velocity = velocity.of(modality)?.astype(Dtype::F32)?;
-                    Ok::<_, Error>(input.latent.subtract(velocity.multiply(input.timesteps.expand_dims(&[-1])?)?)?)
+                    Ok::<_, Error>(
+                        input.latent.subtract(velocity.multiply(input.timesteps.expand_dims(&[-1])?)?)?,
+                    )
                 })
             };
-            let positive = clean(|pass| *pass == Pass::Positive).unwrap_or_else(|| Err(broken("no positive pass")))?;
+            let positive =
+                clean(|pass| *pass == Pass::Positive).unwrap_or_else(|| Err(broken("no positive pass")))?;
             let answers = Answers {
                 positive,
                 negative: clean(|pass| *pass == Pass::Negative).transpose()?,

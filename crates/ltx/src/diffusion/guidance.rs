@@ -134,10 +134,14 @@ mod tests {
         let answers = answers();
         let guided = Guidance::OFF.apply(&answers).unwrap();
         assert_eq!(guided.to_f32().unwrap(), answers.positive.to_f32().unwrap());
-        assert_eq!(passes(&Both { video: Some(&Guidance::OFF), audio: Some(&Guidance::OFF) }), [Pass::Positive]);
+        assert_eq!(
+            passes(&Both { video: Some(&Guidance::OFF), audio: Some(&Guidance::OFF) }),
+            [Pass::Positive]
+        );
         // Nothing to take back: rescaling by itself changes nothing.
         let rescaled = Guidance { rescale: 0.7, ..Guidance::OFF }.apply(&answers).unwrap();
-        let worst = rescaled.subtract(&answers.positive).unwrap().abs().unwrap().max(&[0, 1, 2], false).unwrap();
+        let worst =
+            rescaled.subtract(&answers.positive).unwrap().abs().unwrap().max(&[0, 1, 2], false).unwrap();
         assert!(worst.item().unwrap() < 1e-6);
     }
 

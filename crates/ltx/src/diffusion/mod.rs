@@ -43,7 +43,10 @@ impl<T> Both<T> {
     }
 
     /// What `make` makes of those present, video first; the first error stops it.
-    pub fn try_map<'a, U, E>(&'a self, mut make: impl FnMut(Modality, &'a T) -> Result<U, E>) -> Result<Both<U>, E> {
+    pub fn try_map<'a, U, E>(
+        &'a self,
+        mut make: impl FnMut(Modality, &'a T) -> Result<U, E>,
+    ) -> Result<Both<U>, E> {
         Ok(Both {
             video: self.video.as_ref().map(|value| make(Modality::Video, value)).transpose()?,
             audio: self.audio.as_ref().map(|value| make(Modality::Audio, value)).transpose()?,

@@ -8,8 +8,7 @@ use mlx::{Array, Result};
 use crate::shape::{AUDIO_LATENTS_PER_SECOND, FRAMES_PER_LATENT, LatentShape, PIXELS_PER_LATENT};
 
 /// Tokens of a video latent, frame by frame, row by row.
-pub fn video_tokens(
-    latent: &Array, // (batch, channels, frames, height, width)
+pub fn video_tokens(latent: &Array, // (batch, channels, frames, height, width)
 ) -> Result<Array> {
     let (batch, channels) = (latent.dim(0), latent.dim(1));
     latent.reshape(&[batch, channels, -1])?.transpose_last()?.contiguous() // (batch, tokens, channels)
@@ -27,8 +26,7 @@ pub fn video_latent(
 }
 
 /// Tokens of an audio latent: a frame's channels and frequency bins together.
-pub fn audio_tokens(
-    latent: &Array, // (batch, channels, frames, bins)
+pub fn audio_tokens(latent: &Array, // (batch, channels, frames, bins)
 ) -> Result<Array> {
     let (batch, frames) = (latent.dim(0), latent.dim(2));
     latent.transpose(&[0, 2, 1, 3])?.reshape(&[batch, frames, -1]) // (batch, frames, channels · bins)
@@ -60,7 +58,8 @@ pub fn picture_positions(shape: LatentShape, picture: usize, frame_rate: f64) ->
 
 fn positions(shape: LatentShape, frame_rate: f64, pictures: impl Fn(usize) -> [usize; 2]) -> Result<Array> {
     let LatentShape { frames, height, width } = shape;
-    let cells = || (0..frames).flat_map(|f| (0..height).flat_map(move |h| (0..width).map(move |w| (f, h, w))));
+    let cells =
+        || (0..frames).flat_map(|f| (0..height).flat_map(move |h| (0..width).map(move |w| (f, h, w))));
     let pixels = |cell: usize| [cell, cell + 1].map(|edge| (edge * PIXELS_PER_LATENT) as f32);
     let seconds = |f: usize| pictures(f).map(|picture| picture as f32 / frame_rate as f32);
     let bounds: Vec<f32> = (cells().flat_map(|(f, _, _)| seconds(f)))
@@ -90,7 +89,8 @@ mod tests {
             let latent = noise.normal(&[batch, channels, frames, height, width]).unwrap();
             let tokens = video_tokens(&latent).unwrap();
             assert_eq!(tokens.shape(), [batch, frames * height * width, channels]);
-            let shape = LatentShape { frames: frames as usize, height: height as usize, width: width as usize };
+            let shape =
+                LatentShape { frames: frames as usize, height: height as usize, width: width as usize };
             let back = video_latent(&tokens, shape).unwrap();
             assert_eq!(back.shape(), latent.shape());
             assert_eq!(back.to_f32().unwrap(), latent.to_f32().unwrap());

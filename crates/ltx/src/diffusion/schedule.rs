@@ -54,7 +54,10 @@ impl Schedule {
     /// other step counts than their own.
     pub fn sigmas(self, steps: usize, tokens: usize) -> Result<Vec<f32>> {
         if !(1..=1000).contains(&steps) {
-            return Err(Error::request(format!("{steps} steps cannot be taken"), "give from 1 to 1000 steps"));
+            return Err(Error::request(
+                format!("{steps} steps cannot be taken"),
+                "give from 1 to 1000 steps",
+            ));
         }
         Ok(match self {
             Self::Ltx2 => ltx2(steps, tokens),
@@ -119,7 +122,11 @@ fn linear_quadratic(steps: usize) -> Vec<f32> {
     let square = difference / (slow * fast * fast);
     let slope = threshold / slow - 2.0 * difference / (fast * fast);
     let falling = |step: f64| {
-        if step < slow { step * threshold / slow } else { square * step * step + slope * step + square * slow * slow }
+        if step < slow {
+            step * threshold / slow
+        } else {
+            square * step * step + slope * step + square * slow * slow
+        }
     };
     (0..steps).map(|step| (1.0 - falling(step as f64)) as f32).chain([0.0]).collect()
 }

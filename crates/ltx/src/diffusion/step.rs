@@ -358,9 +358,6 @@ mod tests {
         }
         let mut plain = SeededStepNoise::new(Sampler::Euler, 4);
         let plain = plain.draw(Modality::Video, Draw::Step, &[2, 9, 5]).unwrap();
-        assert_eq!(
-            plain.to_f32().unwrap(),
-            Noise::stream(4, 1).normal(&[90]).unwrap().to_f32().unwrap()
-        );
+        assert_eq!(plain.to_f32().unwrap(), Noise::stream(4, 1).normal(&[90]).unwrap().to_f32().unwrap());
     }
 }

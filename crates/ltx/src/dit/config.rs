@@ -5,10 +5,10 @@
 
 use serde_json::json;
 
-use super::Modality;
 use crate::checkpoint;
 use crate::error::Result;
 use crate::nn::Bias;
+use crate::shape::Modality;
 
 /// Widths above this are damage, and products of sizes below it fit an `i32`.
 const LARGEST_WIDTH: i32 = 1 << 20;

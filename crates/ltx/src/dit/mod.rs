@@ -11,29 +11,21 @@ mod port;
 mod rope;
 mod stream;
 
-use std::fmt;
-
 use mlx::{Array, Dtype};
 
+pub(crate) use attention::{Attention, Keep, Shape as AttentionShape};
 pub use config::{Config, StreamConfig, TextModulation};
 pub use port::Prepared;
 pub use rope::{Frequencies, Rope};
+pub(crate) use stream::FeedForward;
 
-use attention::Keep;
 use block::{Block, Kept};
 use port::Port;
 
 use crate::checkpoint::{self, Weights};
 use crate::error::{Error, Result};
+use crate::shape::Modality;
 use crate::trace::Trace;
-
-/// One of the two streams.
-#[allow(missing_docs)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Modality {
-    Video,
-    Audio,
-}
 
 impl Modality {
     /// What stands before its keys and settings.
@@ -58,15 +50,6 @@ impl Modality {
             Self::Video => ("av_ca_video_scale_shift_adaln_single", "av_ca_a2v_gate_adaln_single"),
             Self::Audio => ("av_ca_audio_scale_shift_adaln_single", "av_ca_v2a_gate_adaln_single"),
         }
-    }
-}
-
-impl fmt::Display for Modality {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Video => "video",
-            Self::Audio => "audio",
-        })
     }
 }
 

@@ -78,6 +78,16 @@ impl Rope {
         Ok(Self { cos: per_head(&cos, 1.0)?, sin: per_head(&sin, 0.0)? })
     }
 
+    /// Tables from angles by token and pair, row-major, the same for all heads.
+    pub fn from_angles(angles: &[f32], tokens: i32, dtype: Dtype) -> Result<Self> {
+        let table = |function: fn(f64) -> f64| -> Result<Array> {
+            let values: Vec<f32> = angles.iter().map(|&angle| function(f64::from(angle)) as f32).collect();
+            let pairs = if tokens > 0 { values.len() as i32 / tokens } else { 0 };
+            Array::from_slice(&values, &[1, 1, tokens, pairs])?.astype(dtype)
+        };
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+    }
+
     /// Turns each pair (i, i + head_dim / 2) of `x` (batch, heads, tokens, head_dim) by its angle.
     pub fn rotate(&self, x: &Array) -> Result<Array> {
         let halves = x.split(2, -1)?; // (batch, heads, tokens, head_dim / 2), twice

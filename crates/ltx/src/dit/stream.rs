@@ -9,7 +9,7 @@ use super::modulation::{Modulation, modulated, modulated_norm};
 use super::port::Prepared;
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::nn::{self, Linear};
+use crate::nn::{self, Bias, Linear};
 
 /// A modality on its way through the blocks.
 #[derive(Debug)]
@@ -37,16 +37,25 @@ pub struct Exchange {
     pub gate: Modulation, // 1 row
 }
 
-/// Two layers with a GELU between.
+/// Two layers with a GELU between, the inner one four times as wide.
 #[derive(Debug)]
-struct FeedForward {
+pub struct FeedForward {
     wide: Linear,
     narrow: Linear,
 }
 
 impl FeedForward {
+    /// Reads a `…ff` module.
+    pub fn load(weights: &Weights, width: i32, bias: Bias) -> Result<Self> {
+        let net = weights.at("net");
+        Ok(Self {
+            wide: Linear::load(&net.at("0.proj"), width, 4 * width, bias)?,
+            narrow: Linear::load(&net.at("2"), 4 * width, width, bias)?,
+        })
+    }
+
     /// (batch, tokens, width) → (batch, tokens, width)
-    fn forward(&self, x: &Array) -> mlx::Result<Array> {
+    pub fn forward(&self, x: &Array) -> mlx::Result<Array> {
         self.narrow.forward(&nn::gelu_tanh(&self.wide.forward(x)?)?)
     }
 }
@@ -76,18 +85,12 @@ impl Stream {
             gated: config.gated,
             eps: config.norm_eps,
         };
-        let linear = |name: &str, inputs, outputs| {
-            Linear::load(&at("ff.net").at(name), inputs, outputs, stream.feed_forward_bias)
-        };
         let table = |name: &str, rows| block.tensor(&format!("{prefix}{name}"), &[rows, width]);
         let modulated_text = config.text_modulation != TextModulation::None;
         Ok(Self {
             self_attention: Attention::load(&at("attn1"), shape)?,
             text_attention: Attention::load(&at("attn2"), shape)?,
-            feed_forward: FeedForward {
-                wide: linear("0.proj", width, 4 * width)?,
-                narrow: linear("2", 4 * width, width)?,
-            },
+            feed_forward: FeedForward::load(&at("ff"), width, stream.feed_forward_bias)?,
             table: table("scale_shift_table", config.modulation_rows())?,
             text_table: modulated_text.then(|| table("prompt_scale_shift_table", 2)).transpose()?,
             eps: config.norm_eps,

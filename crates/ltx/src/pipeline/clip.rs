@@ -43,8 +43,11 @@ impl Latents {
             let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
             view.map(|view| (*name, view))
         });
-        let failed = |problem: String| Error::file(path, "", problem, "check that there is space and that you may write there");
-        let views: Vec<_> = views.collect::<std::result::Result<_, _>>().map_err(|error| failed(error.to_string()))?;
+        let failed = |problem: String| {
+            Error::file(path, "", problem, "check that there is space and that you may write there")
+        };
+        let views: Vec<_> =
+            views.collect::<std::result::Result<_, _>>().map_err(|error| failed(error.to_string()))?;
         let bytes = safetensors::serialize(views, None).map_err(|error| failed(error.to_string()))?;
         let write = || {
             let mut file = temporary(path)?;
@@ -57,8 +60,16 @@ impl Latents {
 
 /// Whether latents can be written to `path`, to be known before any work.
 pub fn check_latents_path(path: &Path) -> Result<()> {
-    let problem = if path.is_dir() { Err(std::io::ErrorKind::IsADirectory.into()) } else { temporary(path).map(drop) };
-    problem.map_err(|error| Error::file(path, "", format!("cannot be written: {error}"), "choose a file in a folder that exists and that you may write to"))
+    let problem =
+        if path.is_dir() { Err(std::io::ErrorKind::IsADirectory.into()) } else { temporary(path).map(drop) };
+    problem.map_err(|error| {
+        Error::file(
+            path,
+            "",
+            format!("cannot be written: {error}"),
+            "choose a file in a folder that exists and that you may write to",
+        )
+    })
 }
 
 fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
@@ -105,7 +116,11 @@ impl Iterator for Frames {
 pub(super) fn check_finite(x: &Array, component: &'static str, tensor: &str) -> Result<()> {
     let axes: Vec<i32> = (0..x.rank() as i32).collect();
     let finite = x.is_finite()?.all(&axes, false)?.astype(Dtype::F32)?.item()?;
-    if finite == 1.0 { Ok(()) } else { Err(Error::NotFinite { component, tensor: tensor.into(), step: None }) }
+    if finite == 1.0 {
+        Ok(())
+    } else {
+        Err(Error::NotFinite { component, tensor: tensor.into(), step: None })
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +154,8 @@ mod tests {
     #[test]
     fn frames_come_one_by_one_from_chunks() {
         let chunk = |value: f32| mlx::full(&[2, 1, 1, 3], f64::from(value), Dtype::F32).map_err(Error::from);
-        let frames: Vec<Frame> = Frames::new([chunk(-1.0), chunk(1.0)].into_iter()).map(Result::unwrap).collect();
+        let frames: Vec<Frame> =
+            Frames::new([chunk(-1.0), chunk(1.0)].into_iter()).map(Result::unwrap).collect();
         let levels: Vec<u8> = frames.iter().map(|frame| frame.rgb[0]).collect();
         assert_eq!(levels, [0, 0, 255, 255]);
         let bad = Frames::new([chunk(f32::NAN)].into_iter()).next().unwrap();

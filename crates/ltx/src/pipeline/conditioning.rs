@@ -55,17 +55,24 @@ impl EmbeddingFile {
         let info = self.file.info(name).ok_or_else(|| Error::file(path, name, "is missing", remedy))?;
         match info.shape.as_slice() {
             &[1, tokens, own] if tokens > 0 && own == width as usize => Ok(()),
-            shape => Err(Error::file(path, name, format!("has shape {shape:?}, not (1, tokens, {width})"), remedy)),
+            shape => {
+                Err(Error::file(path, name, format!("has shape {shape:?}, not (1, tokens, {width})"), remedy))
+            }
         }
     }
 
     pub fn read(&self, dtype: Dtype) -> Result<Text> {
         let contexts = |prefix: &str| -> Result<Contexts> {
-            let read = |name: &str| -> Result<Array> { Ok(self.file.array(&format!("{prefix}{name}"))?.astype(dtype)?) };
+            let read = |name: &str| -> Result<Array> {
+                Ok(self.file.array(&format!("{prefix}{name}"))?.astype(dtype)?)
+            };
             let audio = self.widths.audio.map(|_| read("audio_context")).transpose()?;
             Ok(Contexts { video: read("video_context")?, audio })
         };
-        Ok(Text { positive: contexts("")?, negative: self.widths.negative.then(|| contexts("negative_")).transpose()? })
+        Ok(Text {
+            positive: contexts("")?,
+            negative: self.widths.negative.then(|| contexts("negative_")).transpose()?,
+        })
     }
 }
 
@@ -93,7 +100,8 @@ impl NoiseSource {
         for modality in [Modality::Video, Modality::Audio] {
             let (name, Some(shape)) = (stage.name(modality), stage.latent(modality)) else { continue };
             let remedy = "make the noise for this model, size and number of frames";
-            let info = file.info(&name).ok_or_else(|| Error::file(file.path(), &name, "is missing", remedy))?;
+            let info =
+                file.info(&name).ok_or_else(|| Error::file(file.path(), &name, "is missing", remedy))?;
             if !info.shape.iter().map(|&size| size as i64).eq(shape.iter().map(|&size| i64::from(size))) {
                 let problem = format!("has shape {:?}, but this run needs {shape:?}", info.shape);
                 return Err(Error::file(file.path(), &name, problem, remedy));
@@ -146,9 +154,9 @@ impl Shapes {
         let LatentShape { frames, height, width } = self.video;
         match modality {
             Modality::Video => Some(vec![1, self.video_channels, frames as i32, height as i32, width as i32]),
-            Modality::Audio => {
-                self.audio.map(|audio| vec![1, self.audio_channels / AUDIO_BINS, audio.frames as i32, AUDIO_BINS])
-            }
+            Modality::Audio => self
+                .audio
+                .map(|audio| vec![1, self.audio_channels / AUDIO_BINS, audio.frames as i32, AUDIO_BINS]),
         }
     }
 }

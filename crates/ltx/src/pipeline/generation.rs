@@ -36,7 +36,14 @@ impl Generation {
 
     /// The official guidance of the video on a dev model.
     pub fn video_guidance(&self) -> Guidance {
-        Guidance { cfg: 3.0, stg: 1.0, stg_blocks: vec![self.stg_block], rescale: 0.7, modality: 3.0, skip: 0 }
+        Guidance {
+            cfg: 3.0,
+            stg: 1.0,
+            stg_blocks: vec![self.stg_block],
+            rescale: 0.7,
+            modality: 3.0,
+            skip: 0,
+        }
     }
 
     /// The official guidance of the sound on a dev model.

@@ -52,7 +52,10 @@ pub struct Plan<'a> {
 enum Prompts {
     Embedding(EmbeddingFile),
     /// Token ids of the prompt, and of the negative prompt if guidance needs it.
-    Tokens { gemma: GemmaFolder, ids: Vec<Vec<u32>> },
+    Tokens {
+        gemma: GemmaFolder,
+        ids: Vec<Vec<u32>>,
+    },
 }
 
 impl<'a> Plan<'a> {
@@ -73,23 +76,32 @@ impl<'a> Plan<'a> {
         let height = request.height.unwrap_or(recipe.default_height());
         let video = VideoShape { frames: request.frames, height, width: request.width };
         video.check(recipe.size_multiple())?;
-        let audio = request.audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
+        let audio =
+            request.audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
         if recipe == Recipe::Distilled && upsampler.is_none() {
             return Err(Error::request(
                 "the distilled recipe needs the latent upsampler x2",
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
             ));
         }
-        let needed = [Component::VideoDecoder].into_iter().chain(audio.iter().flat_map(|_| [Component::AudioDecoder, Component::Vocoder]));
+        let needed = [Component::VideoDecoder]
+            .into_iter()
+            .chain(audio.iter().flat_map(|_| [Component::AudioDecoder, Component::Vocoder]));
         for component in needed {
             checkpoint.component(component, request.dtype)?;
         }
 
         let guidance = guidance(request, kind, generation, audio.is_some())?;
         for (modality, guidance) in guidance.iter() {
-            if let Some(block) = guidance.stg_blocks.iter().find(|&&block| guidance.stg != 0.0 && block >= transformer.layers) {
+            if let Some(block) =
+                guidance.stg_blocks.iter().find(|&&block| guidance.stg != 0.0 && block >= transformer.layers)
+            {
                 return Err(Error::request(
-                    format!("{} guidance perturbs block {block}, but the transformer has {} blocks, counted from 0", modality.name(), transformer.layers),
+                    format!(
+                        "{} guidance perturbs block {block}, but the transformer has {} blocks, counted from 0",
+                        modality.name(),
+                        transformer.layers
+                    ),
                     "choose others with --stg-blocks, or turn it off with --stg-scale 0 --audio-stg-scale 0",
                 ));
             }
@@ -99,14 +111,31 @@ impl<'a> Plan<'a> {
             (Kind::Distilled, None) => DISTILLED.to_vec(),
             (Kind::Distilled, Some(steps)) => {
                 if steps != DISTILLED.len() - 1 {
-                    notes.push(format!("distilled models were made for {} steps; their table is resampled to {steps}", DISTILLED.len() - 1));
+                    notes.push(format!(
+                        "distilled models were made for {} steps; their table is resampled to {steps}",
+                        DISTILLED.len() - 1
+                    ));
                 }
                 Schedule::Distilled.sigmas(steps, DEFAULT_TOKENS)?
             }
         };
         let negative = guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0);
         let prompts = prompts(request, &checkpoint, &transformer, negative)?;
-        let plan = Self { request, checkpoint, upsampler, recipe, kind, generation, video, audio, transformer, guidance, sigmas, prompts, notes };
+        let plan = Self {
+            request,
+            checkpoint,
+            upsampler,
+            recipe,
+            kind,
+            generation,
+            video,
+            audio,
+            transformer,
+            guidance,
+            sigmas,
+            prompts,
+            notes,
+        };
         plan.check_channels(&config)?;
         let noise = NoiseSource::new(request.noise.as_deref(), request.seed)?;
         for stage in plan.stages() {
@@ -169,7 +198,11 @@ impl<'a> Plan<'a> {
         let features = states.iter().map(|states| projection.forward(states)).collect::<Result<Vec<_>>>()?;
         drop((states, projection));
         let connectors = self.load(Component::Connector, progress, Connectors::load)?;
-        let mut contexts = features.iter().map(|features| connectors.forward(features, MAX_TOKENS as i32)).collect::<Result<Vec<_>>>()?.into_iter();
+        let mut contexts = features
+            .iter()
+            .map(|features| connectors.forward(features, MAX_TOKENS as i32))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter();
         let positive = contexts.next().ok_or_else(|| Error::request("there is no prompt", "give one"))?;
         Ok(Text { positive, negative: contexts.next() })
     }
@@ -184,17 +217,8 @@ impl<'a> Plan<'a> {
             _ => Sampler::Euler,
         };
         let mut stages = self.stages().into_iter();
-        let stage = |shapes, sampler, sigmas, from| Stage {
-            shapes,
-            frame_rate: self.request.frame_rate,
-            sampler,
-            sigmas,
-            guidance: self.guidance.clone(),
-            seed: self.request.seed,
-            from,
-        };
         let mut latents = match stages.next() {
-            Some(shapes) => stage(shapes, sampler, &self.sigmas, None).run(&dit, text, noise, progress)?,
+            Some(shapes) => self.stage(shapes, sampler, &self.sigmas, None).run(&dit, text, noise, progress)?,
             None => return Err(Error::request("a recipe without stages", "choose another --recipe")),
         };
         // The refinement is too short to remove noise that is added on the way: always plain Euler.
@@ -202,9 +226,22 @@ impl<'a> Plan<'a> {
             progress.phase("upsample", 0)?;
             latents.video = self.upsample(&latents.video, progress)?;
             progress.phase("refine", DISTILLED_STAGE_2.len() - 1)?;
-            latents = stage(shapes, Sampler::Euler, &DISTILLED_STAGE_2, Some(&latents)).run(&dit, text, noise, progress)?;
+            let stage = self.stage(shapes, Sampler::Euler, &DISTILLED_STAGE_2, Some(&latents));
+            latents = stage.run(&dit, text, noise, progress)?;
         }
         Ok(latents)
+    }
+
+    fn stage<'b>(&self, shapes: Shapes, sampler: Sampler, sigmas: &'b [f32], from: Option<&'b Latents>) -> Stage<'b> {
+        Stage {
+            shapes,
+            frame_rate: self.request.frame_rate,
+            sampler,
+            sigmas,
+            guidance: self.guidance.clone(),
+            seed: self.request.seed,
+            from,
+        }
     }
 
     /// Normalized latents (1, channels, frames, height, width) → twice as high and wide.
@@ -212,17 +249,28 @@ impl<'a> Plan<'a> {
         let dtype = self.request.dtype;
         // The upsampler works on the autoencoder's own scale.
         let (weights, _) = self.checkpoint.component(Component::VideoDecoder, dtype)?;
-        let statistics = Statistics::load(&weights.at("per_channel_statistics"), self.transformer.video.in_channels)?;
+        let statistics =
+            Statistics::load(&weights.at("per_channel_statistics"), self.transformer.video.in_channels)?;
         let files = self.upsampler.as_ref().unwrap_or(&self.checkpoint);
         let upsampler = self.load_from(files, Component::Upsampler, progress, Upsampler::load)?;
         let larger = upsampler.forward(&statistics.un_normalize(&video.astype(dtype)?)?)?;
         let larger = statistics.normalize(&larger)?.astype(Dtype::F32)?;
         larger.eval()?;
         check_finite(&larger, "upsampler", "the latent")?;
-        let expected: Vec<i32> = video.shape().iter().enumerate().map(|(axis, &size)| if axis > 2 { 2 * size } else { size }).collect();
+        let expected: Vec<i32> = video
+            .shape()
+            .iter()
+            .enumerate()
+            .map(|(axis, &size)| if axis > 2 { 2 * size } else { size })
+            .collect();
         if larger.shape() != expected {
             let path = files.file(Component::Upsampler).map_or(PathBuf::new(), |file| file.path().into());
-            return Err(Error::file(path, "", format!("makes latents of {:?} from {:?}", larger.shape(), video.shape()), "give the spatial upsampler x2"));
+            return Err(Error::file(
+                path,
+                "",
+                format!("makes latents of {:?} from {:?}", larger.shape(), video.shape()),
+                "give the spatial upsampler x2",
+            ));
         }
         Ok(larger)
     }
@@ -231,7 +279,7 @@ impl<'a> Plan<'a> {
         let Some(latent) = &latents.audio else { return Ok(None) };
         progress.phase("decode audio", 0)?;
         let decoder = self.load(Component::AudioDecoder, progress, AudioDecoder::load)?;
-        let mel = decoder.forward(&latent.astype(self.request.dtype)?)?; // (1, 2, frames, bins)
+        let mel = decoder.forward(latent)?; // (1, 2, frames, bins)
         drop(decoder);
         check_finite(&mel, "audio_decoder", "the spectrogram")?;
         let vocoder = self.load(Component::Vocoder, progress, Vocoder::load)?;
@@ -242,7 +290,12 @@ impl<'a> Plan<'a> {
         Ok(Some(Audio { sample_rate: vocoder.sample_rate(), channels }))
     }
 
-    fn decode_video(&self, latent: &Array, noise: NoiseSource, progress: &mut dyn Progress) -> Result<Frames> {
+    fn decode_video(
+        &self,
+        latent: &Array,
+        noise: NoiseSource,
+        progress: &mut dyn Progress,
+    ) -> Result<Frames> {
         let decoder = self.load(Component::VideoDecoder, progress, ConvDecoder::load)?;
         let mut noise = noise.decoder_noise(self.request.seed);
         let draw = move |shape: &[i32]| Ok(noise.normal(shape)?);
@@ -267,17 +320,31 @@ impl<'a> Plan<'a> {
 
     fn check_channels(&self, config: &Config) -> Result<()> {
         if self.audio.is_some() && self.transformer.audio.in_channels % AUDIO_BINS != 0 {
-            let problem = format!("is {}, not a multiple of the {AUDIO_BINS} bins of an audio latent", self.transformer.audio.in_channels);
+            let problem = format!(
+                "is {}, not a multiple of the {AUDIO_BINS} bins of an audio latent",
+                self.transformer.audio.in_channels
+            );
             return Err(config.error("transformer.audio_in_channels", problem));
         }
         Ok(())
     }
 
-    fn load<T>(&self, component: Component, progress: &mut dyn Progress, make: impl FnOnce(&Weights, &Config) -> Result<T>) -> Result<T> {
+    fn load<T>(
+        &self,
+        component: Component,
+        progress: &mut dyn Progress,
+        make: impl FnOnce(&Weights, &Config) -> Result<T>,
+    ) -> Result<T> {
         self.load_from(&self.checkpoint, component, progress, make)
     }
 
-    fn load_from<T>(&self, files: &Checkpoint, component: Component, progress: &mut dyn Progress, make: impl FnOnce(&Weights, &Config) -> Result<T>) -> Result<T> {
+    fn load_from<T>(
+        &self,
+        files: &Checkpoint,
+        component: Component,
+        progress: &mut dyn Progress,
+        make: impl FnOnce(&Weights, &Config) -> Result<T>,
+    ) -> Result<T> {
         let (weights, config) = files.component(component, self.request.dtype)?;
         let network = make(&weights, &config)?;
         self.finish(&weights, &component.to_string(), component.unread(), progress)?;
@@ -285,7 +352,13 @@ impl<'a> Plan<'a> {
     }
 
     /// Ends the loading of a network as the request wants it.
-    fn finish(&self, weights: &Weights, name: &str, unread: Unread, progress: &mut dyn Progress) -> Result<()> {
+    fn finish(
+        &self,
+        weights: &Weights,
+        name: &str,
+        unread: Unread,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
         let left = weights.finish(match self.request.unread {
             UnreadPolicy::Allow => Unread::Report,
             UnreadPolicy::Strict => Unread::Refuse,
@@ -293,7 +366,9 @@ impl<'a> Plan<'a> {
         })?;
         match left.first() {
             None => Ok(()),
-            Some(first) => progress.note(format!("{name}: {} tensors are not used, {first} first", left.len())),
+            Some(first) => {
+                progress.note(format!("{name}: {} tensors are not used, {first} first", left.len()))
+            }
         }
     }
 }
@@ -327,7 +402,10 @@ fn recipe(request: &Request, kind: Option<Kind>, upsampler: bool, notes: &mut Ve
         }
         (None, upsampler) => {
             let recipe = if upsampler { Recipe::Distilled } else { Recipe::OneStage };
-            notes.push(format!("the model's file name says neither dev nor distilled: using --recipe {}", recipe.name()));
+            notes.push(format!(
+                "the model's file name says neither dev nor distilled: using --recipe {}",
+                recipe.name()
+            ));
             recipe
         }
     }
@@ -356,7 +434,12 @@ fn guidance(request: &Request, kind: Kind, generation: &Generation, audio: bool)
     Ok(Both { video: Some(video), audio: audio.then_some(sound) })
 }
 
-fn prompts(request: &Request, checkpoint: &Checkpoint, transformer: &dit::Config, negative: bool) -> Result<Prompts> {
+fn prompts(
+    request: &Request,
+    checkpoint: &Checkpoint,
+    transformer: &dit::Config,
+    negative: bool,
+) -> Result<Prompts> {
     if let Some(path) = &request.embedding {
         let audio = request.audio.then_some(transformer.audio.context_width());
         let widths = Widths { video: transformer.video.context_width(), audio, negative };
@@ -366,7 +449,10 @@ fn prompts(request: &Request, checkpoint: &Checkpoint, transformer: &dit::Config
         checkpoint.component(component, request.dtype)?;
     }
     let folder = request.gemma.as_ref().ok_or_else(|| {
-        Error::request("there is no text encoder", "give the folder of Gemma 3 with --gemma, or connector outputs with --embedding")
+        Error::request(
+            "there is no text encoder",
+            "give the folder of Gemma 3 with --gemma, or connector outputs with --embedding",
+        )
     })?;
     let gemma = GemmaFolder::open(folder)?;
     let tokenizer = gemma.tokenizer()?;
@@ -377,7 +463,11 @@ fn prompts(request: &Request, checkpoint: &Checkpoint, transformer: &dit::Config
             None => tokenizer.encode_cut(NEGATIVE_PROMPT)?,
         });
     }
-    let rows = gemma.weights(request.dtype).shape("embed_tokens.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
+    let rows = gemma
+        .weights(request.dtype)
+        .shape("embed_tokens.weight")
+        .and_then(|shape| shape.first().copied())
+        .unwrap_or(0);
     for ids in &ids {
         tokenizer.check_rows(ids, rows)?;
     }

@@ -132,14 +132,25 @@ impl Request {
     /// Checks what needs no file.
     pub fn check(&self) -> Result<()> {
         match (&self.prompt, &self.embedding) {
-            (None, None) => return Err(Error::request("there is no prompt", "say what the clip shows: ltx generate \"a red boat on a lake\" …")),
+            (None, None) => {
+                return Err(Error::request(
+                    "there is no prompt",
+                    "say what the clip shows: ltx generate \"a red boat on a lake\" …",
+                ));
+            }
             (Some(prompt), None) if prompt.trim().is_empty() => {
-                return Err(Error::request("the prompt is empty", "say what the clip shows and how it sounds"));
+                return Err(Error::request(
+                    "the prompt is empty",
+                    "say what the clip shows and how it sounds",
+                ));
             }
             _ => {}
         }
         if !(self.frame_rate.is_finite() && (1.0..=240.0).contains(&self.frame_rate)) {
-            return Err(Error::request(format!("the frame rate is {}", self.frame_rate), "give one from 1 to 240 frames per second"));
+            return Err(Error::request(
+                format!("the frame rate is {}", self.frame_rate),
+                "give one from 1 to 240 frames per second",
+            ));
         }
         if self.steps == Some(0) {
             return Err(Error::request("there are no denoising steps", "give at least --steps 1"));
@@ -147,10 +158,16 @@ impl Request {
         for (name, guidance) in [("video", &self.video_guidance), ("audio", &self.audio_guidance)] {
             let scales = [guidance.cfg, guidance.stg, guidance.rescale, guidance.modality];
             if scales.iter().flatten().any(|scale| !scale.is_finite()) {
-                return Err(Error::request(format!("a {name} guidance scale is not a finite number"), "give a number such as 3.0"));
+                return Err(Error::request(
+                    format!("a {name} guidance scale is not a finite number"),
+                    "give a number such as 3.0",
+                ));
             }
             if guidance.rescale.is_some_and(|rescale| !(0.0..=1.0).contains(&rescale)) {
-                return Err(Error::request(format!("the {name} rescale is outside 0 to 1"), "0 is off, 0.7 is the official value"));
+                return Err(Error::request(
+                    format!("the {name} rescale is outside 0 to 1"),
+                    "0 is off, 0.7 is the official value",
+                ));
             }
         }
         Ok(())
@@ -158,7 +175,10 @@ impl Request {
 
     /// What was asked for, to be kept with the clip so that it can be made again. Files are named, not located.
     pub fn settings(&self) -> Value {
-        let name = |path: &PathBuf| path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+        let name = |path: &PathBuf| {
+            path.file_name()
+                .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        };
         json!({
             "program": format!("ltx {}", env!("CARGO_PKG_VERSION")),
             "prompt": self.prompt,

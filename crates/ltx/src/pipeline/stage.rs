@@ -34,7 +34,13 @@ pub struct Stage<'a> {
 
 impl Stage<'_> {
     /// Runs the stage and gives its normalized latents in f32.
-    pub fn run(&self, dit: &Dit, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
+    pub fn run(
+        &self,
+        dit: &Dit,
+        text: &Text,
+        noise: &mut NoiseSource,
+        progress: &mut dyn Progress,
+    ) -> Result<Latents> {
         let states = self.states()?;
         let first = self.sigmas.first().copied().unwrap_or(1.0);
         // Only a stage that begins from latents keeps a share of them; from nothing, noise is all there is.
@@ -43,13 +49,18 @@ impl Stage<'_> {
             let drawn = noise.draw(&self.shapes, modality, state.noise_shape())?;
             state.clone().noised(&drawn, share)
         })?;
-        let mut denoiser = Prompted { dit, text, positive: Both::default(), negative: Both::default() };
+        let mut denoiser = Prompted { dit, text, positive: None, negative: None };
         let mut step_noise = SeededStepNoise::new(self.sampler, self.seed.wrapping_add(STEP_NOISE_SEED));
         let denoise = Denoise { sampler: self.sampler, sigmas: self.sigmas, guidance: self.guidance.clone() };
-        let states = denoise.run(states, &mut denoiser, &mut step_noise, &mut |done, of| progress.event(Event::Step { done, of }))?;
+        let states = denoise.run(states, &mut denoiser, &mut step_noise, &mut |done, of| {
+            progress.event(Event::Step { done, of })
+        })?;
         let video = states.video.ok_or_else(|| Error::request("a stage without video", "ask for a video"))?;
         let video = video_latent(&video.result(self.shapes.video.tokens())?, self.shapes.video)?; // (1, channels, frames, height, width)
-        let audio = states.audio.map(|state| audio_latent(&state.latent, self.shapes.audio_channels / AUDIO_BINS)).transpose()?;
+        let audio = states
+            .audio
+            .map(|state| audio_latent(&state.latent, self.shapes.audio_channels / AUDIO_BINS))
+            .transpose()?;
         mlx::eval([Some(&video), audio.as_ref()].into_iter().flatten())?;
         Ok(Latents { video, audio })
     }
@@ -72,8 +83,8 @@ impl Stage<'_> {
 struct Prompted<'a> {
     dit: &'a Dit,
     text: &'a Text,
-    positive: Both<Prepared>,
-    negative: Both<Prepared>,
+    positive: Option<Both<Prepared>>,
+    negative: Option<Both<Prepared>>,
 }
 
 impl Prompted<'_> {
@@ -83,7 +94,12 @@ impl Prompted<'_> {
                 Modality::Video => Some(&contexts.video),
                 Modality::Audio => contexts.audio.as_ref(),
             };
-            let context = context.ok_or_else(|| Error::request(format!("no {} context", modality.name()), "use an embedding with both contexts, or --no-audio"))?;
+            let context = context.ok_or_else(|| {
+                Error::request(
+                    format!("no {} context", modality.name()),
+                    "use an embedding with both contexts, or --no-audio",
+                )
+            })?;
             let conditions = Conditions {
                 positions: input.positions,
                 context,
@@ -97,13 +113,14 @@ impl Prompted<'_> {
 
 impl Denoiser for Prompted<'_> {
     fn velocities(&mut self, passes: &[Pass], inputs: &Both<Input>) -> Result<Vec<Both<Array>>> {
-        if self.positive == Both::default() {
-            self.positive = self.prepare(&self.text.positive, inputs)?;
+        if self.positive.is_none() {
+            self.positive = Some(self.prepare(&self.text.positive, inputs)?);
         }
-        if passes.contains(&Pass::Negative) && self.negative == Both::default() {
+        if passes.contains(&Pass::Negative) && self.negative.is_none() {
             let contexts = self.text.negative.as_ref();
-            let contexts = contexts.ok_or_else(|| Error::request("guidance needs a negative prompt", "give one, or --cfg 1"))?;
-            self.negative = self.prepare(contexts, inputs)?;
+            let contexts = contexts
+                .ok_or_else(|| Error::request("guidance needs a negative prompt", "give one, or --cfg 1"))?;
+            self.negative = Some(self.prepare(contexts, inputs)?);
         }
         let mut answers = Vec::new();
         // One by one: at full size a batch of passes would not fit beside the weights.
@@ -119,11 +136,17 @@ impl Denoiser for Prompted<'_> {
                 Pass::Isolated => Perturbation { skip_cross_modal: true, ..Perturbation::default() },
             };
             let given = |modality: Modality| {
-                let (input, prepared) = (inputs.get(modality)?, prepared.get(modality)?);
-                Some(dit::Input { latent: input.latent, timesteps: &input.timesteps, sigma: &input.sigma, prepared })
+                let (input, prepared) = (inputs.get(modality)?, prepared.as_ref()?.get(modality)?);
+                Some(dit::Input {
+                    latent: input.latent,
+                    timesteps: &input.timesteps,
+                    sigma: &input.sigma,
+                    prepared,
+                })
             };
             let (video, audio) = (given(Modality::Video), given(Modality::Audio));
-            let (video, audio) = self.dit.forward(video.as_ref(), audio.as_ref(), &[perturbation], &mut Trace::off())?;
+            let (video, audio) =
+                self.dit.forward(video.as_ref(), audio.as_ref(), &[perturbation], &mut Trace::off())?;
             answers.push(Both { video, audio });
         }
         Ok(answers)

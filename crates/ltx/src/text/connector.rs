@@ -6,9 +6,9 @@ use mlx::Array;
 
 use super::{Contexts, Features};
 use crate::checkpoint::{Config, Weights};
-use crate::dit::{Attention, AttentionKeep, AttentionShape, FeedForward, Frequencies, Rope};
+use crate::dit::{Attention, AttentionShape, FeedForward, Frequencies, Keep, Rope};
 use crate::error::{Error, Result};
-use crate::nn;
+use crate::nn::{self, Bias};
 
 /// Registers are tiled to the length of the sequence. The official code has always 128, whatever the configuration says.
 const REGISTERS: i32 = 128;
@@ -71,7 +71,9 @@ fn heads(transformer: &Config, prefix: &str) -> Result<(i32, i32)> {
 /// Width of the connector of a modality.
 pub(super) fn width(transformer: &Config, prefix: &str) -> Result<i32> {
     let (heads, head_dim) = heads(transformer, prefix)?;
-    heads.checked_mul(head_dim).ok_or_else(|| transformer.error("connector_num_attention_heads", "is too large"))
+    heads
+        .checked_mul(head_dim)
+        .ok_or_else(|| transformer.error("connector_num_attention_heads", "is too large"))
 }
 
 impl Connector {
@@ -79,7 +81,9 @@ impl Connector {
         let expected = [("rope_type", "split"), ("frequencies_precision", "float64")];
         for (key, value) in expected {
             if transformer.str(key)? != value {
-                return Err(transformer.error(key, format!("is not `{value}`, the only kind of connector known")));
+                return Err(
+                    transformer.error(key, format!("is not `{value}`, the only kind of connector known"))
+                );
             }
         }
         let (heads, head_dim) = heads(transformer, prefix)?;
@@ -94,8 +98,10 @@ impl Connector {
             None => transformer.usize("connector_num_layers")?,
         };
         let positions = transformer.list_usize("connector_positional_embedding_max_pos")?;
-        let &[max_position @ 1..] = positions.as_slice() else {
-            return Err(transformer.error("connector_positional_embedding_max_pos", "is not one position above 0"));
+        let &[max_position @ 1..=0x7fff_ffff] = positions.as_slice() else {
+            return Err(
+                transformer.error("connector_positional_embedding_max_pos", "is not one position above 0")
+            );
         };
         let shape = AttentionShape { query: width, context: width, heads, head_dim, gated, eps: EPS };
         let blocks = weights.at("transformer_1d_blocks");
@@ -103,7 +109,7 @@ impl Connector {
             let weights = blocks.at(index);
             Ok(Block {
                 attention: Attention::load(&weights.at("attn1"), shape)?,
-                feed_forward: FeedForward::load(&weights.at("ff"), width, crate::nn::Bias::Yes)?,
+                feed_forward: FeedForward::load(&weights.at("ff"), width, Bias::Yes)?,
             })
         };
         Ok(Self {
@@ -119,12 +125,16 @@ impl Connector {
         let tokens = features.dim(1);
         if length < tokens || length % REGISTERS != 0 {
             return Err(Error::request(
-                format!("a context of {length} tokens cannot hold {tokens}, or is not a multiple of {REGISTERS}"),
+                format!(
+                    "a context of {length} tokens cannot hold {tokens}, or is not a multiple of {REGISTERS}"
+                ),
                 format!("use a multiple of {REGISTERS} that is long enough"),
             ));
         }
-        let registers = self.registers.tile(&[length / REGISTERS, 1])?.slice(0, tokens..length)?.expand_dims(&[0])?; // (1, length − tokens, width)
-        let mut x = if tokens == length { features.clone() } else { mlx::concatenate(&[features, &registers], 1)? };
+        let registers =
+            self.registers.tile(&[length / REGISTERS, 1])?.slice(0, tokens..length)?.expand_dims(&[0])?; // (1, length − tokens, width)
+        let mut x =
+            if tokens == length { features.clone() } else { mlx::concatenate(&[features, &registers], 1)? };
 
         let positions: Vec<f32> = (0..length).flat_map(|position| [position as f32; 2]).collect();
         let positions = Array::from_slice(&positions, &[1, 1, length, 2])?; // from the token's place to the same place
@@ -137,7 +147,7 @@ impl Connector {
         let rope = Rope::new(&positions, &frequencies, x.dtype())?;
         for block in &self.blocks {
             let normed = nn::rms_norm(&x, None, EPS)?;
-            x = x.add(block.attention.forward_self(&normed, &rope, None, &AttentionKeep::All)?)?;
+            x = x.add(block.attention.forward_self(&normed, &rope, None, &Keep::All)?)?;
             x = x.add(block.feed_forward.forward(&nn::rms_norm(&x, None, EPS)?)?)?;
             x.eval()?;
         }

@@ -29,7 +29,12 @@ impl GemmaFolder {
     /// Opens the folder of a Gemma 3 model.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.is_dir() {
-            return Err(Error::file(path, "", "is not a folder", "give the folder with Gemma's config.json, weights and tokenizer.json"));
+            return Err(Error::file(
+                path,
+                "",
+                "is not a folder",
+                "give the folder with Gemma's config.json, weights and tokenizer.json",
+            ));
         }
         let config = read_json(&path.join("config.json"))?;
         let config = Config::new(&path.join("config.json"), config);
@@ -39,8 +44,17 @@ impl GemmaFolder {
         }
         let checkpoint = Checkpoint::open(&files(path)?)?;
         let files = checkpoint.files().to_vec();
-        let root = ROOTS.into_iter().find(|root| files.iter().any(|file| file.info(&format!("{root}embed_tokens.weight")).is_some()));
-        let root = root.ok_or_else(|| Error::file(path, "embed_tokens.weight", "is in none of its files", "give a Gemma 3 model that is downloaded whole"))?;
+        let root = ROOTS
+            .into_iter()
+            .find(|root| files.iter().any(|file| file.info(&format!("{root}embed_tokens.weight")).is_some()));
+        let root = root.ok_or_else(|| {
+            Error::file(
+                path,
+                "embed_tokens.weight",
+                "is in none of its files",
+                "give a Gemma 3 model that is downloaded whole",
+            )
+        })?;
         Ok(Self { path: path.into(), files, root, config })
     }
 
@@ -67,7 +81,8 @@ impl GemmaFolder {
     /// The language model's weights, to be read as `dtype`. What else the files hold (a vision tower) is left out.
     pub fn weights(&self, dtype: Dtype) -> Weights {
         let keys = self.files.iter().flat_map(|file| file.tensors());
-        let paths: Vec<String> = keys.filter_map(|(key, _)| key.strip_prefix(self.root).map(String::from)).collect();
+        let paths: Vec<String> =
+            keys.filter_map(|(key, _)| key.strip_prefix(self.root).map(String::from)).collect();
         Weights::new(self.files.clone(), self.root, dtype, paths)
     }
 
@@ -79,8 +94,10 @@ impl GemmaFolder {
 
 fn read_json(path: &Path) -> Result<Value> {
     let remedy = "download the text encoder's folder whole";
-    let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, "", format!("cannot be read: {error}"), remedy))?;
-    serde_json::from_str(&text).map_err(|error| Error::file(path, "", format!("is not valid JSON: {error}"), remedy))
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::file(path, "", format!("cannot be read: {error}"), remedy))?;
+    serde_json::from_str(&text)
+        .map_err(|error| Error::file(path, "", format!("is not valid JSON: {error}"), remedy))
 }
 
 /// The files that the index names, or all safetensors files where there is none.
@@ -90,7 +107,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![folder.into()]);
     }
     let value = read_json(&index)?;
-    let damaged = || Error::file(&index, "weight_map", "does not name files", "download the text encoder's folder whole");
+    let damaged = || {
+        Error::file(&index, "weight_map", "does not name files", "download the text encoder's folder whole")
+    };
     let map = value.get("weight_map").and_then(Value::as_object).ok_or_else(damaged)?;
     let names: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
     let names = names.filter(|names| !names.is_empty()).ok_or_else(damaged)?;

@@ -38,7 +38,8 @@ struct Settings {
 impl Settings {
     /// Hugging Face leaves out of `config.json` what equals the class' defaults: those of `Gemma3TextConfig` stand here.
     fn new(config: &Config) -> Result<Self> {
-        let size = |key: &str, default: i32| Ok(if config.get(key).is_some() { config.i32(key)? } else { default });
+        let size =
+            |key: &str, default: i32| if config.get(key).is_some() { config.i32(key) } else { Ok(default) };
         for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
             if config.get(key).is_some() {
                 return Err(config.error(key, "is set: Gemma 3 has none"));
@@ -46,7 +47,9 @@ impl Settings {
         }
         let activation = config.optional_str("hidden_activation")?.unwrap_or("gelu_pytorch_tanh");
         if activation != "gelu_pytorch_tanh" {
-            return Err(config.error("hidden_activation", format!("is `{activation}`, not gelu_pytorch_tanh")));
+            return Err(
+                config.error("hidden_activation", format!("is `{activation}`, not gelu_pytorch_tanh"))
+            );
         }
         if config.optional_bool("use_bidirectional_attention")?.unwrap_or(false) {
             return Err(config.error("use_bidirectional_attention", "is true: the text encoder is causal"));
@@ -62,7 +65,8 @@ impl Settings {
             bias: if config.optional_bool("attention_bias")?.unwrap_or(false) { Bias::Yes } else { Bias::No },
             spans: spans(config)?,
         };
-        let positive = [settings.hidden, settings.intermediate, settings.heads, settings.key_heads, settings.head_dim];
+        let positive =
+            [settings.hidden, settings.intermediate, settings.heads, settings.key_heads, settings.head_dim];
         if positive.iter().any(|&size| !(1..1 << 20).contains(&size)) || settings.head_dim % 2 == 1 {
             return Err(config.error("hidden_size", "and the other sizes are not those of a Gemma 3"));
         }
@@ -85,25 +89,29 @@ fn spans(config: &Config) -> Result<Vec<Span>> {
     }
     let parameters = config.optional_at("rope_parameters")?;
     let kind = |name: &str| parameters.as_ref().map_or(Ok(None), |parameters| parameters.optional_at(name));
-    let rotary = |own: Option<&Config>, theta: &str, default: f64, scaling: Option<&Config>| -> Result<(f64, f64)> {
-        let base = match own.map(|own| own.optional_f64("rope_theta")).transpose()?.flatten() {
-            Some(base) => base,
-            None => config.optional_f64(theta)?.unwrap_or(default),
+    let rotary =
+        |own: Option<&Config>, theta: &str, default: f64, scaling: Option<&Config>| -> Result<(f64, f64)> {
+            let base = match own.map(|own| own.optional_f64("rope_theta")).transpose()?.flatten() {
+                Some(base) => base,
+                None => config.optional_f64(theta)?.unwrap_or(default),
+            };
+            let scaling = scaling.or(own);
+            let Some(scaling) = scaling else { return Ok((base, 1.0)) };
+            let kind =
+                scaling.optional_str("rope_type")?.or(scaling.optional_str("type")?).unwrap_or("default");
+            match kind {
+                "default" => Ok((base, 1.0)),
+                "linear" => Ok((base, scaling.f64("factor")?)),
+                other => Err(scaling.error("rope_type", format!("is `{other}`, not linear"))),
+            }
         };
-        let scaling = scaling.or(own);
-        let Some(scaling) = scaling else { return Ok((base, 1.0)) };
-        let kind = scaling.optional_str("rope_type")?.or(scaling.optional_str("type")?).unwrap_or("default");
-        match kind {
-            "default" => Ok((base, 1.0)),
-            "linear" => Ok((base, scaling.f64("factor")?)),
-            other => Err(scaling.error("rope_type", format!("is `{other}`, not linear"))),
-        }
-    };
     let scaling = config.optional_at("rope_scaling")?;
     let (global, local) = (kind("full_attention")?, kind("sliding_attention")?);
     let (theta, factor) = rotary(global.as_ref(), "rope_theta", 1e6, scaling.as_ref())?;
     let (local_theta, local_factor) = rotary(local.as_ref(), "rope_local_base_freq", 1e4, None)?;
-    for (key, value) in [("rope_theta", theta), ("rope_local_base_freq", local_theta), ("rope_scaling", factor)] {
+    for (key, value) in
+        [("rope_theta", theta), ("rope_local_base_freq", local_theta), ("rope_scaling", factor)]
+    {
         if !(value.is_finite() && value > 0.0) {
             return Err(config.error(key, format!("is {value}")));
         }
@@ -224,7 +232,8 @@ impl Layer {
     fn load(weights: &Weights, settings: &Settings) -> Result<Self> {
         let &Settings { hidden, intermediate, heads, key_heads, head_dim, eps, bias, .. } = settings;
         let norm = |name: &str, width| Norm::load(weights, name, width, eps);
-        let linear = |name: &str, inputs, outputs, bias| Linear::load(&weights.at(name), inputs, outputs, bias);
+        let linear =
+            |name: &str, inputs, outputs, bias| Linear::load(&weights.at(name), inputs, outputs, bias);
         Ok(Self {
             input_norm: norm("input_layernorm", hidden)?,
             post_attention_norm: norm("post_attention_layernorm", hidden)?,
@@ -260,7 +269,8 @@ impl Layer {
         let q = self.q_norm.forward(&heads(self.q.forward(x)?, settings.heads)?)?;
         let k = self.k_norm.forward(&heads(self.k.forward(x)?, settings.key_heads)?)?;
         let v = heads(self.v.forward(x)?, settings.key_heads)?;
-        let rope = Rope::from_angles(&angles(tokens as usize, settings.head_dim as usize, span), tokens, x.dtype())?;
+        let rope =
+            Rope::from_angles(&angles(tokens as usize, settings.head_dim as usize, span), tokens, x.dtype())?;
         let mask = mask(tokens as usize, span.window)?;
         let attended = nn::attention(&rope.rotate(&q)?, &rope.rotate(&k)?, &v, settings.scale, Some(&mask))?;
         let attended = attended.transpose(&[0, 2, 1, 3])?.reshape(&[1, tokens, -1])?; // (1, tokens, heads · head_dim)
@@ -281,7 +291,8 @@ fn angles(tokens: usize, head_dim: usize, span: &Span) -> Vec<f32> {
 fn mask(tokens: usize, window: Option<usize>) -> mlx::Result<Array> {
     let window = window.unwrap_or(tokens);
     let sees = |row: usize, column: usize| column <= row && row - column < window;
-    let values: Vec<u8> = (0..tokens).flat_map(|row| (0..tokens).map(move |column| u8::from(sees(row, column)))).collect();
+    let values: Vec<u8> =
+        (0..tokens).flat_map(|row| (0..tokens).map(move |column| u8::from(sees(row, column)))).collect();
     Array::from_slice(&values, &[1, 1, tokens as i32, tokens as i32])?.astype(Dtype::Bool)
 }
 
@@ -304,7 +315,9 @@ mod tests {
     #[test]
     fn both_ways_to_write_the_layers_agree() {
         let old = json!({ "sliding_window_pattern": 3, "sliding_window": 5, "rope_scaling": { "rope_type": "linear", "factor": 8.0 } });
-        let types: Vec<&str> = (1..=7).map(|layer| if layer % 3 == 0 { "full_attention" } else { "sliding_attention" }).collect();
+        let types: Vec<&str> = (1..=7)
+            .map(|layer| if layer % 3 == 0 { "full_attention" } else { "sliding_attention" })
+            .collect();
         let new = json!({
             "layer_types": types, "sliding_window": 5,
             "rope_parameters": {
@@ -321,7 +334,10 @@ mod tests {
     #[test]
     fn what_is_left_out_has_gemmas_defaults() {
         let settings = Settings::new(&config(json!({}))).unwrap();
-        assert_eq!((settings.heads, settings.key_heads, settings.head_dim, settings.scale), (8, 4, 256, 0.0625));
+        assert_eq!(
+            (settings.heads, settings.key_heads, settings.head_dim, settings.scale),
+            (8, 4, 256, 0.0625)
+        );
         assert_eq!(settings.spans[5].window, None);
         assert_eq!(settings.spans[6].window, Some(4096));
     }

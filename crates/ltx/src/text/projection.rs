@@ -49,7 +49,8 @@ impl Projection {
         let hidden = transformer.i32("caption_channels")?;
         let shared = weights.has("aggregate_embed.weight");
         let name = if shared { "aggregate_embed" } else { "video_aggregate_embed" };
-        let inputs = weights.shape(&format!("{name}.weight")).and_then(|shape| shape.get(1).copied()).unwrap_or(0);
+        let inputs =
+            weights.shape(&format!("{name}.weight")).and_then(|shape| shape.get(1).copied()).unwrap_or(0);
         if hidden < 1 || inputs < hidden || inputs % hidden != 0 {
             return Err(weights.error(
                 &format!("{name}.weight"),
@@ -62,7 +63,10 @@ impl Projection {
         let kind = if shared {
             Kind::Shared(linear(name, video, Bias::No)?)
         } else {
-            Kind::Each { video: linear(name, video, Bias::Yes)?, audio: linear("audio_aggregate_embed", audio, Bias::Yes)? }
+            Kind::Each {
+                video: linear(name, video, Bias::Yes)?,
+                audio: linear("audio_aggregate_embed", audio, Bias::Yes)?,
+            }
         };
         Ok(Self { kind, hidden, states: inputs / hidden, dtype: weights.dtype(), weights: weights.clone() })
     }
@@ -74,7 +78,12 @@ impl Projection {
             let width = states.first().map_or(0, |state| state.dim(-1));
             return Err(self.weights.error(
                 "",
-                format!("takes {} hidden states of width {}; the text encoder gives {} of width {width}", self.states, self.hidden, states.len()),
+                format!(
+                    "takes {} hidden states of width {}; the text encoder gives {} of width {width}",
+                    self.states,
+                    self.hidden,
+                    states.len()
+                ),
                 "use the Gemma model that this checkpoint was made for",
             ));
         }
@@ -113,8 +122,9 @@ impl Projection {
                 let video = linear.forward(&zeros)?;
                 Features { audio: video.clone(), video }
             }
-            Kind::Each { video, audio } => Features { video: video.forward(&zeros)?, audio: audio.forward(&zeros)? },
+            Kind::Each { video, audio } => {
+                Features { video: video.forward(&zeros)?, audio: audio.forward(&zeros)? }
+            }
         })
     }
 }
-

@@ -19,14 +19,17 @@ impl Tokenizer {
     /// Reads `tokenizer.json`.
     pub fn open(path: &Path) -> Result<Self> {
         let remedy = "use the tokenizer.json that belongs to the Gemma text encoder";
-        let mut tokenizer = tokenizers::Tokenizer::from_file(path)
-            .map_err(|error| Error::file(path, "", format!("is not a readable tokenizer: {error}"), remedy))?;
+        let mut tokenizer = tokenizers::Tokenizer::from_file(path).map_err(|error| {
+            Error::file(path, "", format!("is not a readable tokenizer: {error}"), remedy)
+        })?;
         // The file may ask for truncation: a prompt that is cut in silence is worse than an error.
         tokenizer
             .with_truncation(None)
             .map_err(|error| Error::file(path, "", error.to_string(), remedy))?
             .with_padding(None);
-        let bos = tokenizer.token_to_id("<bos>").ok_or_else(|| Error::file(path, "", "has no token <bos>", remedy))?;
+        let bos = tokenizer
+            .token_to_id("<bos>")
+            .ok_or_else(|| Error::file(path, "", "has no token <bos>", remedy))?;
         Ok(Self { tokenizer, path: path.into(), bos })
     }
 
@@ -51,7 +54,14 @@ impl Tokenizer {
     }
 
     fn ids(&self, prompt: &str) -> Result<Vec<u32>> {
-        let failed = |error: tokenizers::Error| Error::file(&self.path, "", format!("cannot encode the prompt: {error}"), "check that the file is whole");
+        let failed = |error: tokenizers::Error| {
+            Error::file(
+                &self.path,
+                "",
+                format!("cannot encode the prompt: {error}"),
+                "check that the file is whole",
+            )
+        };
         let mut ids = self.tokenizer.encode(prompt.trim(), true).map_err(failed)?.get_ids().to_vec();
         if ids.first() != Some(&self.bos) {
             ids.insert(0, self.bos);

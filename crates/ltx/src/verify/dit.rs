@@ -4,8 +4,9 @@ use mlx::Array;
 
 use super::{Context, Golden, Outputs};
 use crate::checkpoint::{Checkpoint, Component};
-use crate::dit::{Conditions, Dit, Input, Modality, Perturbation, Prepared};
+use crate::dit::{Conditions, Dit, Input, Perturbation, Prepared};
 use crate::error::Result;
+use crate::shape::Modality;
 use crate::trace::Trace;
 
 /// One modality's inputs.

@@ -4,7 +4,6 @@
 mod audio_decoder;
 mod audio_encoder;
 mod connector;
-mod denoise;
 mod dit;
 mod gemma;
 mod golden;
@@ -90,7 +89,6 @@ fn run(golden: &Golden, checkpoint: &Checkpoint, context: &Context) -> Result<Ou
         "audio_decoder" => audio_decoder::verify(golden, checkpoint, context),
         "vocoder" => vocoder::verify(golden, checkpoint, context),
         "schedule" => schedule::verify(golden),
-        "denoise" => denoise::verify(golden, checkpoint, context),
         "generate" => Err(Error::file(
             golden.path(),
             "__metadata__.component",
