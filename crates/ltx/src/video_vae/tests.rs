@@ -42,8 +42,7 @@ fn whole(decoder: &ConvDecoder, latent: &Array) -> Array {
 }
 
 fn chunks(decoder: &ConvDecoder, latent: &Array, tiling: Tiling) -> Vec<Array> {
-    let mut silent = silent;
-    let chunks = decoder.decode(latent, &tiling, &mut silent).unwrap();
+    let chunks = decoder.clone().decode(latent, &tiling, silent).unwrap();
     let count = chunks.len();
     let chunks: Vec<Array> = chunks.map(Result::unwrap).collect();
     assert_eq!(chunks.len(), count);
@@ -137,14 +136,12 @@ fn tilings_that_do_not_fit_are_refused() {
         Tiling { spatial: None, temporal: Some((80, -8)) },
     ];
     for tiling in bad {
-        let mut silent = silent;
-        let refused = decoder.decode(&latent, &tiling, &mut silent).err().unwrap();
+        let refused = decoder.clone().decode(&latent, &tiling, silent).err().unwrap();
         assert!(matches!(refused, Error::Request { .. }) && refused.remedy().is_some());
     }
-    let mut silent = silent;
     let two = noise(&[2, channels, 2, 2, 2]);
-    assert!(decoder.decode(&two, &Tiling::OFF, &mut silent).is_err());
-    assert!(decoder.decode(&noise(&[1, channels + 1, 2, 2, 2]), &Tiling::OFF, &mut silent).is_err());
+    assert!(decoder.clone().decode(&two, &Tiling::OFF, silent).is_err());
+    assert!(decoder.clone().decode(&noise(&[1, channels + 1, 2, 2, 2]), &Tiling::OFF, silent).is_err());
 }
 
 /// Mirroring needs a second row.
