@@ -78,7 +78,9 @@ impl Upsampler {
     /// f32. Time ×2 makes 2 · frames − 1 of them.
     pub fn forward(&self, latent: &Array) -> Result<Array> {
         match latent.shape() {
-            [_, channels, ..] if latent.rank() == 5 && *channels == self.channels => {}
+            &[batch, channels, frames, height, width]
+                if channels == self.channels
+                    && [batch, frames, height, width].iter().all(|&size| size > 0) => {}
             shape => {
                 return Err(Error::request(
                     format!("a latent of shape {shape:?} cannot be upsampled"),
@@ -211,5 +213,71 @@ impl ResBlock {
     fn forward(&self, x: &Array) -> mlx::Result<Array> {
         let y = nn::silu(&self.norm1.forward(&self.conv1.forward(x, &same())?)?)?;
         nn::silu(&self.norm2.forward(&self.conv2.forward(&y, &same())?)?.add(x)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use mlx::Dtype;
+    use serde_json::{Value, json};
+
+    use super::Upsampler;
+    use crate::checkpoint::{Checkpoint, Component, Config, File};
+    use crate::error::{Error, Result};
+
+    fn load_with(name: &str, change: impl Fn(&mut Value)) -> Result<Upsampler> {
+        let path: PathBuf =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/upsamplers").join(name);
+        let mut value = File::open(&path).unwrap().config().unwrap();
+        change(&mut value);
+        let checkpoint = Checkpoint::open(&[&path]).unwrap();
+        let (weights, _) = checkpoint.component(Component::Upsampler, Dtype::F32).unwrap();
+        let upsampler = Upsampler::load(&weights, &Config::new(&path, value))?;
+        assert!(weights.finish(Component::Upsampler.unread()).unwrap().is_empty());
+        Ok(upsampler)
+    }
+
+    #[test]
+    fn sizes_grow_as_named() {
+        for (name, size) in [
+            ("2.0-spatial-x2.safetensors", [3, 6, 10]),
+            ("2.3-spatial-x1.5.safetensors", [3, 5, 8]),
+            ("2.3-spatial-x2.safetensors", [3, 6, 10]),
+            ("2.3-temporal-x2.safetensors", [5, 3, 5]),
+        ] {
+            let upsampler = load_with(name, |_| ()).unwrap();
+            let latent = mlx::full(&[2, upsampler.channels, 3, 3, 5], 0.5, Dtype::F32).unwrap();
+            let larger = upsampler.forward(&latent).unwrap();
+            assert_eq!(larger.shape(), [&[2, upsampler.channels], &size[..]].concat(), "{name}");
+            for bad in
+                [latent.slice(1, 1..upsampler.channels), latent.slice(0, 0..0), latent.expand_dims(&[0])]
+            {
+                let refused = upsampler.forward(&bad.unwrap()).unwrap_err();
+                assert!(matches!(refused, Error::Request { .. }), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_configurations_are_errors_that_name_the_file() {
+        let changes = [
+            ("mid_channels", json!(33)),
+            ("mid_channels", json!(0)),
+            ("mid_channels", json!(2147483616)),
+            ("in_channels", json!(-1)),
+            ("num_blocks_per_stage", json!(2)),
+            ("num_blocks_per_stage", json!("4")),
+            ("dims", json!(2)),
+            ("spatial_scale", json!(1.7)),
+            ("spatial_upsample", json!(false)),
+        ];
+        for (key, value) in changes {
+            let error =
+                load_with("2.3-spatial-x1.5.safetensors", |config| config[key] = value.clone()).unwrap_err();
+            assert!(matches!(error, Error::File { .. }), "{key}: {error}");
+            assert!(error.to_string().contains("2.3-spatial-x1.5"), "{key}: {error}");
+        }
     }
 }

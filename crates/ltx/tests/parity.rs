@@ -74,6 +74,8 @@ parity! {
     video_encoder_2_3: "2.3" "video_encoder";
     video_decoder_2_0: "2.0" "video_decoder";
     video_decoder_2_3: "2.3" "video_decoder";
+    video_encoder_rare: "rare" "video_encoder";
+    video_decoder_rare: "rare" "video_decoder";
     audio_encoder_2_0: "2.0" "audio_encoder";
     audio_encoder_2_3: "2.3" "audio_encoder";
     audio_decoder_2_0: "2.0" "audio_decoder";

@@ -41,12 +41,11 @@ struct Span {
 
 /// Half-open ranges of `size` that share `overlap`, from 0 to `length`; the last may be shorter.
 fn ranges(length: i32, size: i32, overlap: i32) -> Vec<Range<i32>> {
-    let mut ranges = vec![0..size.min(length)];
-    while let Some(last) = ranges.last().filter(|last| last.end < length) {
+    let next = |last: &Range<i32>| {
         let start = last.end - overlap;
-        ranges.push(start..(start + size).min(length));
-    }
-    ranges
+        (last.end < length).then(|| start..(start + size).min(length))
+    };
+    std::iter::successors(Some(0..size.min(length)), next).collect()
 }
 
 /// Rising from 0 to 1 over `ramp`, without its ends (or with the 0), falling at the other side.
