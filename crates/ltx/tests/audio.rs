@@ -1,5 +1,7 @@
 //! The audio networks beyond their goldens: lengths, causality, and configurations and inputs that must be refused.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 
 use ltx::audio_vae::{AudioDecoder, AudioEncoder, Mel};
@@ -34,8 +36,8 @@ fn assert_close(ours: &Array, expected: &Array) {
 fn a_shorter_latent_decodes_to_the_beginning_of_a_longer_one() {
     let (weights, config) = component("2.3", Component::AudioDecoder);
     let decoder = AudioDecoder::load(&weights, &config).unwrap();
-    let latent_channels = config.at("audio_vae").unwrap().at("model").unwrap().at("params").unwrap();
-    let channels = latent_channels.at("ddconfig").unwrap().i32("z_channels").unwrap();
+    let parameters = config.at("audio_vae").unwrap().at("model").unwrap().at("params").unwrap();
+    let channels = parameters.at("ddconfig").unwrap().i32("z_channels").unwrap();
     let latent = waves(&[1, channels, 5, 16]);
     let whole = decoder.forward(&latent).unwrap();
     for frames in 1..=5 {
