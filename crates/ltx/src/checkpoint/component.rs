@@ -73,7 +73,7 @@ impl Component {
     }
 
     /// Section of the header's configuration that describes the component.
-    fn section(self) -> &'static str {
+    pub(crate) fn section(self) -> &'static str {
         match self {
             Self::Projection | Self::Connector | Self::Dit => "transformer",
             Self::VideoEncoder | Self::VideoDecoder => "vae",

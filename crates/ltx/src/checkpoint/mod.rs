@@ -72,7 +72,16 @@ impl Checkpoint {
             component.owns(key).then(|| key.to_string())
         });
         let weights = Weights::new(vec![file.clone()], root, dtype, keys);
-        Ok((weights, Config::new(file.path(), file.config()?)))
+        Ok((weights, self.describe(component, file)?))
+    }
+
+    /// The configuration in the header of `file`; of a split checkpoint, whose parts need not describe themselves, that of
+    /// the first file which describes the component.
+    fn describe(&self, component: Component, file: &File) -> Result<Config> {
+        let described = |file: &&File| file.config().is_ok_and(|config| config.get(component.section()).is_some());
+        let others = self.files.iter().map(AsRef::as_ref);
+        let describing = [file].into_iter().chain(others).find(described).unwrap_or(file);
+        Ok(Config::new(describing.path(), describing.config()?))
     }
 
     /// The official `model_version` of the file with the transformer (or of the first file); files older than 2.3 have none.

@@ -43,13 +43,10 @@ impl Golden {
         &self.component
     }
 
-    /// The checkpoint files it was made with, relative to the root of its set.
+    /// The checkpoint files it was made with, relative to the root of its set; none for mathematics without weights.
     pub fn checkpoints(&self) -> Vec<PathBuf> {
-        self.setting("checkpoint")
-            .into_iter()
-            .flat_map(|list| list.split(','))
-            .map(|name| PathBuf::from(name.trim()))
-            .collect()
+        let names = self.setting("checkpoint").unwrap_or("").split(',').map(str::trim);
+        names.filter(|name| !name.is_empty()).map(PathBuf::from).collect()
     }
 
     /// A setting in the header.

@@ -1,0 +1,53 @@
+//! Running the program in tests.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The folder with tiny checkpoints and goldens.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+/// The program with arguments.
+pub fn ltx(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ltx"));
+    command.args(arguments);
+    command
+}
+
+/// Runs a command that must succeed and gives what it printed.
+pub fn succeed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}\n{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs a command that must fail and gives its exit code and what it said.
+#[allow(dead_code, reason = "not every test binary has a failing run")]
+pub fn fail(mut command: Command) -> (i32, String) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    assert!(!status.success(), "{command:?} should fail");
+    let said = text(&stderr);
+    assert!(!said.contains("panicked"), "{command:?}\n{said}");
+    (status.code().unwrap_or(-1), said)
+}
+
+/// The pixels of a folder of PNG frames, in order.
+#[allow(dead_code, reason = "not every test binary looks at frames")]
+pub fn frames(folder: &Path) -> Vec<Vec<u8>> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "png"));
+    paths.sort();
+    let read = |path: &PathBuf| {
+        let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+        let mut reader = png::Decoder::new(file).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut pixels).unwrap();
+        pixels
+    };
+    paths.iter().map(read).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
