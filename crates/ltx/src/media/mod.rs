@@ -1,11 +1,221 @@
 //! Pixels and samples ↔ files.
+//!
+//! [`Writer`] turns a clip into an mp4 (H.264 and AAC-LC), a folder of PNG files with a WAV, a single PNG or a WAV. What
+//! is written is chosen by the path; frames are pushed one at a time and never kept; the sound comes at the end, whole.
+//! An output appears under its name only when it is complete: until then it is a temporary file beside it, removed when
+//! the writer is dropped. The same frames, sound and settings give the same bytes. Every output carries the settings
+//! that made it, and [`read_settings`] reads them back.
+//!
+//! Nothing here knows of tensors, models or prompts; the mp4 writer needs no program or library of the machine
+//! (`aac/`, `h264.rs`, `mp4.rs`), and `ffmpeg.rs` uses the user's ffmpeg only when asked to.
 
-/// Placeholder until the media branch lands.
+mod aac;
+mod audio;
+mod ffmpeg;
+mod frames;
+mod h264;
+mod image;
+mod mp4;
+mod output;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use audio::read_wav;
+pub use frames::{Audio, Frame, FrameRate};
+pub use settings::read_settings;
+
+/// Who encodes an mp4.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoder {
+    /// OpenH264 and this crate's own AAC encoder; nothing needs to be installed.
+    #[default]
+    BuiltIn,
+    /// The `ffmpeg` on the PATH, with libx264 at CRF 18.
+    Ffmpeg,
+}
+
+/// What a writer must know ahead of the first frame.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Pixels in a row of every frame; even for an mp4.
+    pub width: u32,
+    /// Rows of every frame; even for an mp4.
+    pub height: u32,
+    /// Frames a second.
+    pub rate: FrameRate,
+    /// Who encodes an mp4.
+    pub encoder: Encoder,
+    /// The settings that make the clip, as JSON, to be kept in the file.
+    pub settings: String,
+}
+
+impl Options {
+    /// 4:2:0 video has one chroma sample for two pixels each way.
+    fn check_even(&self) -> Result<(), Error> {
+        let (width, height) = (self.width, self.height);
+        if width == 0 || height == 0 || width % 2 == 1 || height % 2 == 1 {
+            return Err(Error::Size { width, height, why: "an mp4 needs an even width and height" });
+        }
+        if width.max(height) > 16_384 {
+            return Err(Error::Size { width, height, why: "H.264 ends at 16384 pixels" });
+        }
+        Ok(())
+    }
+}
+
+/// Writes one clip to one place.
+pub struct Writer(Kind);
+
+enum Kind {
+    Mp4(Box<mp4::Mp4>),
+    Ffmpeg(ffmpeg::Ffmpeg),
+    Image(image::Image),
+    Images(image::Images),
+    Sound(audio::Sound),
+}
+
+impl Writer {
+    /// Prepares to write to `path`: `.mp4`, `.png` (one frame), `.wav` (sound alone), or a folder, given with a `/` at its
+    /// end or existing and empty (`frame_00001.png`, …, `audio.wav`).
+    ///
+    /// Whatever can be known to fail fails here: another ending, a folder that cannot be written, a size that the encoder
+    /// does not take, an ffmpeg that is not there or has no libx264.
+    pub fn create(path: &Path, options: &Options) -> Result<Self, Error> {
+        if path.is_dir()
+            || path.as_os_str().as_encoded_bytes().last().is_some_and(|&b| b == b'/' || b == b'\\')
+        {
+            return image::Images::create(path, options).map(|images| Self(Kind::Images(images)));
+        }
+        let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        Ok(Self(match (ending.as_deref(), options.encoder) {
+            (Some("mp4"), Encoder::BuiltIn) => Kind::Mp4(Box::new(mp4::Mp4::create(path, options)?)),
+            (Some("mp4"), Encoder::Ffmpeg) => Kind::Ffmpeg(ffmpeg::Ffmpeg::create(path, options)?),
+            (Some("png"), _) => Kind::Image(image::Image::create(path, options)?),
+            (Some("wav"), _) => Kind::Sound(audio::Sound::create(path, options)?),
+            _ => return Err(Error::Ending { path: path.to_owned() }),
+        }))
+    }
+
+    /// Whether the output has pictures: without, a caller may spare itself making them.
+    pub fn wants_frames(&self) -> bool {
+        !matches!(self.0, Kind::Sound(_))
+    }
+
+    /// Whether the output has sound: without, a caller may spare itself making it.
+    pub fn wants_sound(&self) -> bool {
+        !matches!(self.0, Kind::Image(_))
+    }
+
+    /// Whether sound of that rate (samples a second) can be written here.
+    pub fn takes_sample_rate(&self, sample_rate: u32) -> bool {
+        !matches!(self.0, Kind::Mp4(_)) || aac::supports(sample_rate)
+    }
+
+    /// Writes the next frame. A WAV takes no notice of it.
+    pub fn push(&mut self, frame: &Frame) -> Result<(), Error> {
+        match &mut self.0 {
+            Kind::Mp4(writer) => writer.push(frame),
+            Kind::Ffmpeg(writer) => writer.push(frame),
+            Kind::Image(writer) => writer.push(frame),
+            Kind::Images(writer) => writer.push(frame),
+            Kind::Sound(_) => Ok(()),
+        }
+    }
+
+    /// Adds the sound and puts the complete output in its place. In an mp4 the sound is cut, or filled with silence, to
+    /// the length of the video; in a WAV it stays as it is; a PNG takes no notice of it.
+    pub fn finish(self, audio: Option<&Audio>) -> Result<(), Error> {
+        if let Some(audio) = audio {
+            audio.check()?;
+        }
+        match self.0 {
+            Kind::Mp4(writer) => writer.finish(audio),
+            Kind::Ffmpeg(writer) => writer.finish(audio),
+            Kind::Image(writer) => writer.finish(),
+            Kind::Images(writer) => writer.finish(audio),
+            Kind::Sound(writer) => writer.finish(audio),
+        }
+    }
+}
+
+/// What can go wrong between a clip and its file; [`remedy`](Self::remedy) says what to do about it.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+#[allow(missing_docs)] // The messages say what each one is.
+pub enum Error {
+    #[error("{}: no such kind of output", path.display())]
+    Ending { path: PathBuf },
+    #[error("{}: there is no such folder", path.display())]
+    NoFolder { path: PathBuf },
+    #[error("{}: cannot be written: {source}", path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("{}: the folder is not empty", path.display())]
+    NotEmpty { path: PathBuf },
+    #[error("{}: writing failed: {source}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{}: cannot be read: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{width}x{height} cannot be encoded: {why}")]
+    Size { width: u32, height: u32, why: &'static str },
+    #[error("{fps} frames a second is no rate for a video")]
+    FrameRate { fps: f64 },
+    #[error("{sample_rate} Hz sound has no place in an mp4")]
+    SampleRate { sample_rate: u32 },
+    #[error("{channels} channels of sound; one or two can be written")]
+    Channels { channels: usize },
+    #[error("the sound is broken: {what}")]
+    Sound { what: &'static str },
+    #[error("a frame of {width}x{height} in {bytes} bytes where {}x{} in RGB was announced", expected.0, expected.1)]
+    Frame { width: u32, height: u32, bytes: usize, expected: (u32, u32) },
+    #[error("{}: a PNG holds one frame", path.display())]
+    SecondFrame { path: PathBuf },
+    #[error("{}: no frame was given to be written", path.display())]
+    NoFrames { path: PathBuf },
+    #[error("{}: no sound was given to be written", path.display())]
+    NoSound { path: PathBuf },
+    #[error("{}: encoding failed: {what}", path.display())]
+    Encoder { path: PathBuf, what: String },
+    #[error("no ffmpeg was found")]
+    FfmpegMissing,
+    #[error("ffmpeg could not be started: {source}")]
+    FfmpegStart { source: io::Error },
+    #[error("{}: ffmpeg failed; it said:\n{said}", path.display())]
+    Ffmpeg { path: PathBuf, said: String },
+}
+
 impl Error {
-    /// What to do.
+    /// Without the temporary name that the user never chose.
+    fn create(path: &Path, source: io::Error) -> Self {
+        Self::Create { path: path.to_owned(), source: source.kind().into() }
+    }
+
+    fn encoder(path: &Path, what: String) -> Self {
+        Self::Encoder { path: path.to_owned(), what }
+    }
+
+    /// What the user can do about it, if the message does not say it already.
     pub fn remedy(&self) -> Option<String> {
-        None
+        let remedy = match self {
+            Self::Ending { .. } => {
+                "end it in .mp4, .png (one frame), .wav (sound alone), or / for a folder of frames"
+            }
+            Self::NoFolder { .. } => "make it first, or choose another place",
+            Self::Create { .. } => "choose another place, or make its folder writable",
+            Self::NotEmpty { .. } => "choose a new name, or empty it",
+            Self::Write { .. } => "see whether the disk is full or was taken away",
+            Self::FrameRate { .. } => "give 1 to 240",
+            Self::SampleRate { .. } => "use 16, 22.05, 24, 32, 44.1 or 48 kHz, or write a .wav",
+            Self::SecondFrame { .. } => "end the path in .mp4, or in / for a folder of frames",
+            Self::NoSound { .. } => "make the clip with sound, or write another kind of file",
+            Self::FfmpegMissing => "install it, or use the built-in encoder",
+            Self::Ffmpeg { .. } | Self::FfmpegStart { .. } => {
+                "an ffmpeg with libx264 is needed; or use the built-in encoder"
+            }
+            _ => return None,
+        };
+        Some(remedy.into())
     }
 }
