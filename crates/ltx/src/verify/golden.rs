@@ -48,7 +48,9 @@ impl Golden {
         self.setting("checkpoint")
             .into_iter()
             .flat_map(|list| list.split(','))
-            .map(|name| PathBuf::from(name.trim()))
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .map(PathBuf::from)
             .collect()
     }
 
