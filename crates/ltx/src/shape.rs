@@ -1,7 +1,5 @@
 //! Sizes of clips, in pixels, latents and seconds, and which sizes the model can make. No tensors here.
 
-use std::fmt;
-
 use crate::error::{Error, Result};
 
 /// Pixel frames per latent frame, after the first, which stands alone.
@@ -32,12 +30,6 @@ impl Modality {
             Self::Video => "video",
             Self::Audio => "audio",
         }
-    }
-}
-
-impl fmt::Display for Modality {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -139,7 +131,7 @@ fn check(name: &str, size: usize, step: usize, offset: usize) -> Result<()> {
             format!("give at most {}", (LARGEST - offset) / step * step + offset),
         ));
     }
-    if size >= smallest && (size - offset) % step == 0 {
+    if size >= smallest && (size - offset).is_multiple_of(step) {
         return Ok(());
     }
     let rule = if offset == 0 {

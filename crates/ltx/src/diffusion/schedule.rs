@@ -139,6 +139,8 @@ fn beta(steps: usize) -> Vec<f32> {
     for step in 0..steps {
         let quantile = match 1.0 - step as f64 * (1.0 / steps as f64) {
             1.0 => 1.0,
+            // The median of a symmetric distribution, whose last digit decides a tie below.
+            0.5 => 0.5,
             share => statrs::function::beta::inv_beta_reg(0.6, 0.6, share),
         };
         let point = (quantile * (POINTS - 1) as f64).round_ties_even() as usize;

@@ -1,5 +1,6 @@
 //! A request that was checked against the files it names, and the run of it.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use mlx::{Array, Dtype};
@@ -84,13 +85,6 @@ impl<'a> Plan<'a> {
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
             ));
         }
-        let needed = [Component::VideoDecoder]
-            .into_iter()
-            .chain(audio.iter().flat_map(|_| [Component::AudioDecoder, Component::Vocoder]));
-        for component in needed {
-            checkpoint.component(component, request.dtype)?;
-        }
-
         let guidance = guidance(request, kind, generation, audio.is_some())?;
         for (modality, guidance) in guidance.iter() {
             if let Some(block) =
@@ -141,7 +135,31 @@ impl<'a> Plan<'a> {
         for stage in plan.stages() {
             noise.check(&stage)?;
         }
+        plan.check_networks()?;
         Ok(plan)
+    }
+
+    /// Builds every network once, so that a missing, misshapen or unread tensor is found now and not after an hour. Building
+    /// reads headers only: weights are mapped, and nothing is computed.
+    fn check_networks(&self) -> Result<()> {
+        let silent: &mut dyn Progress = &mut |_| ControlFlow::Continue(());
+        if let Prompts::Tokens { gemma, .. } = &self.prompts {
+            let weights = gemma.weights(self.request.dtype);
+            Gemma::load(&weights, gemma)?;
+            self.finish(&weights, "text encoder", Unread::Refuse, silent)?;
+            self.load(Component::Projection, silent, Projection::load)?;
+            self.load(Component::Connector, silent, Connectors::load)?;
+        }
+        self.load(Component::Dit, silent, Dit::load)?;
+        if self.recipe == Recipe::Distilled {
+            self.load_from(self.upsampler.as_ref().unwrap_or(&self.checkpoint), Component::Upsampler, silent, Upsampler::load)?;
+        }
+        self.load(Component::VideoDecoder, silent, ConvDecoder::load)?.check_size(self.video.height, self.video.width)?;
+        if self.audio.is_some() {
+            self.load(Component::AudioDecoder, silent, AudioDecoder::load)?;
+            self.load(Component::Vocoder, silent, Vocoder::load)?;
+        }
+        Ok(())
     }
 
     /// Width of the clip in pixels.
@@ -444,9 +462,6 @@ fn prompts(
         let audio = request.audio.then_some(transformer.audio.context_width());
         let widths = Widths { video: transformer.video.context_width(), audio, negative };
         return Ok(Prompts::Embedding(EmbeddingFile::open(path, widths)?));
-    }
-    for component in [Component::Projection, Component::Connector] {
-        checkpoint.component(component, request.dtype)?;
     }
     let folder = request.gemma.as_ref().ok_or_else(|| {
         Error::request(
