@@ -10,7 +10,8 @@ use program::{fixtures, frames, ltx, succeed};
 
 /// Runs `generation`'s e2e golden `case` in f32 and compares latents (1e-3 relative), frames (2/255) and length of sound.
 fn check(generation: &str, case: &str) {
-    let golden = Golden::open(&fixtures().join(format!("goldens/{generation}-e2e-{case}.safetensors"))).unwrap();
+    let golden =
+        Golden::open(&fixtures().join(format!("goldens/{generation}-e2e-{case}.safetensors"))).unwrap();
     let setting = |key: &str| golden.setting(key).unwrap_or_else(|| panic!("{key}")).to_string();
     let beside = |what: &str| fixtures().join(format!("goldens/{generation}-e2e-{case}-{what}.safetensors"));
     let folder = tempfile::tempdir().unwrap();
@@ -18,7 +19,14 @@ fn check(generation: &str, case: &str) {
 
     let mut command = ltx(&["generate", "--dtype", "f32", "--device", "cpu", "--quiet"]);
     command.arg("--model").arg(fixtures().join(setting("checkpoint")));
-    command.args(["--recipe", &setting("recipe"), "--width", &setting("width"), "--height", &setting("height")]);
+    command.args([
+        "--recipe",
+        &setting("recipe"),
+        "--width",
+        &setting("width"),
+        "--height",
+        &setting("height"),
+    ]);
     command.args(["--frames", &setting("frames"), "--frame-rate", &setting("fps")]);
     command.arg("--noise").arg(beside("noise")).arg("--embedding").arg(beside("embedding"));
     command.arg("--save-latents").arg(&latents).arg("--output").arg(format!("{}/", pictures.display()));
@@ -63,13 +71,17 @@ fn check(generation: &str, case: &str) {
     let waveform = golden.array("out.waveform").unwrap(); // (1, 2, samples)
     assert_eq!(sound.sample_rate.to_string(), setting("sampling_rate"));
     let expected = waveform.to_f32().unwrap();
-    let error = relative(&sound.channels.concat(), &expected.iter().map(|sample| sample.clamp(-1.0, 1.0)).collect::<Vec<_>>());
+    let error = relative(
+        &sound.channels.concat(),
+        &expected.iter().map(|sample| sample.clamp(-1.0, 1.0)).collect::<Vec<_>>(),
+    );
     assert!(error < 1e-2, "{generation} {case}: the sound's relative error is {error}");
 }
 
 fn relative(ours: &[f32], reference: &[f32]) -> f64 {
     assert_eq!(ours.len(), reference.len());
-    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
+    let square =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
     let difference = square(&mut ours.iter().zip(reference).map(|(a, b)| a - b));
     (difference / square(&mut reference.iter().copied())).sqrt()
 }
@@ -90,10 +102,18 @@ fn one_stage_2_3() {
 }
 
 fn prompted(output: &Path, extra: &[&str]) -> std::process::Command {
-    let mut command = ltx(&["generate", "two otters juggle pebbles in a brook", "--device", "cpu", "--quiet"]);
-    command.arg("--model").arg(fixtures().join("2.3/model.safetensors")).arg("--gemma").arg(fixtures().join("gemma3"));
+    let mut command =
+        ltx(&["generate", "two otters juggle pebbles in a brook", "--device", "cpu", "--quiet"]);
+    command
+        .arg("--model")
+        .arg(fixtures().join("2.3/model.safetensors"))
+        .arg("--gemma")
+        .arg(fixtures().join("gemma3"));
     command.arg("--spatial-upsampler").arg(fixtures().join("upsamplers/2.3-spatial-x2.safetensors"));
-    command.args(["--recipe", "distilled", "--height", "64", "--width", "128", "--frames", "9"]).arg("--output").arg(output);
+    command
+        .args(["--recipe", "distilled", "--height", "64", "--width", "128", "--frames", "9"])
+        .arg("--output")
+        .arg(output);
     command.args(extra);
     command
 }
@@ -101,7 +121,8 @@ fn prompted(output: &Path, extra: &[&str]) -> std::process::Command {
 #[test]
 fn a_prompt_becomes_a_clip_with_sound() {
     let folder = tempfile::tempdir().unwrap();
-    let (first, second, third) = (folder.path().join("1.mp4"), folder.path().join("2.mp4"), folder.path().join("3.mp4"));
+    let (first, second, third) =
+        (folder.path().join("1.mp4"), folder.path().join("2.mp4"), folder.path().join("3.mp4"));
     succeed(prompted(&first, &[]));
     succeed(prompted(&second, &[]));
     succeed(prompted(&third, &["--seed", "43"]));
@@ -111,7 +132,8 @@ fn a_prompt_becomes_a_clip_with_sound() {
     for track in ["avc1", "mp4a"] {
         assert!(bytes.windows(4).any(|window| window == track.as_bytes()), "{track}");
     }
-    let settings: serde_json::Value = serde_json::from_str(&ltx::media::read_settings(&first).unwrap()).unwrap();
+    let settings: serde_json::Value =
+        serde_json::from_str(&ltx::media::read_settings(&first).unwrap()).unwrap();
     assert_eq!(settings["prompt"], "two otters juggle pebbles in a brook");
     assert_eq!((&settings["seed"], &settings["height"]), (&42.into(), &64.into()));
     assert_eq!((&settings["recipe"], &settings["steps"]), (&"distilled".into(), &8.into()));
@@ -121,13 +143,29 @@ fn a_prompt_becomes_a_clip_with_sound() {
 fn guided_by_a_prompt_without_sound() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = folder.path().join("frames");
-    let mut command = ltx(&["generate", "a slow zoom", "--device", "cpu", "--quiet", "--no-audio", "--steps", "2"]);
-    command.arg("--model").arg(fixtures().join("2.0/model.safetensors")).arg("--gemma").arg(fixtures().join("gemma3"));
-    command.args(["--recipe", "one-stage", "--height", "32", "--width", "64", "--frames", "9", "--stg-blocks", "1"]);
+    let mut command =
+        ltx(&["generate", "a slow zoom", "--device", "cpu", "--quiet", "--no-audio", "--steps", "2"]);
+    command
+        .arg("--model")
+        .arg(fixtures().join("2.0/model.safetensors"))
+        .arg("--gemma")
+        .arg(fixtures().join("gemma3"));
+    command.args([
+        "--recipe",
+        "one-stage",
+        "--height",
+        "64",
+        "--width",
+        "96",
+        "--frames",
+        "9",
+        "--stg-blocks",
+        "1",
+    ]);
     command.arg("--output").arg(format!("{}/", pictures.display()));
     succeed(command);
     let frames = frames(&pictures);
-    assert_eq!((frames.len(), frames[0].len()), (9, 32 * 64 * 3));
+    assert_eq!((frames.len(), frames[0].len()), (9, 64 * 96 * 3));
     assert!(!pictures.join("audio.wav").exists());
     assert!(frames.iter().any(|frame| frame != &frames[0]), "something moves");
 }

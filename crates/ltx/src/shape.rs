@@ -1,5 +1,7 @@
 //! Sizes of clips, in pixels, latents and seconds, and which sizes the model can make. No tensors here.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 
 /// Pixel frames per latent frame, after the first, which stands alone.
@@ -30,6 +32,12 @@ impl Modality {
             Self::Video => "video",
             Self::Audio => "audio",
         }
+    }
+}
+
+impl fmt::Display for Modality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

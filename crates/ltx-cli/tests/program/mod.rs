@@ -35,7 +35,8 @@ pub fn fail(mut command: Command) -> (i32, String) {
 /// The pixels of a folder of PNG frames, in order.
 #[allow(dead_code, reason = "not every test binary looks at frames")]
 pub fn frames(folder: &Path) -> Vec<Vec<u8>> {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "png"));
     paths.sort();
     let read = |path: &PathBuf| {

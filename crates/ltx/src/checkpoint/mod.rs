@@ -78,7 +78,8 @@ impl Checkpoint {
     /// The configuration in the header of `file`; of a split checkpoint, whose parts need not describe themselves, that of
     /// the first file which describes the component.
     fn describe(&self, component: Component, file: &File) -> Result<Config> {
-        let described = |file: &&File| file.config().is_ok_and(|config| config.get(component.section()).is_some());
+        let described =
+            |file: &&File| file.config().is_ok_and(|config| config.get(component.section()).is_some());
         let others = self.files.iter().map(AsRef::as_ref);
         let describing = [file].into_iter().chain(others).find(described).unwrap_or(file);
         Ok(Config::new(describing.path(), describing.config()?))

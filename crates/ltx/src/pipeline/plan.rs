@@ -114,7 +114,7 @@ impl<'a> Plan<'a> {
             }
         };
         let negative = guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0);
-        let prompts = prompts(request, &checkpoint, &transformer, negative)?;
+        let prompts = prompts(request, &transformer, negative)?;
         let plan = Self {
             request,
             checkpoint,
@@ -152,9 +152,15 @@ impl<'a> Plan<'a> {
         }
         self.load(Component::Dit, silent, Dit::load)?;
         if self.recipe == Recipe::Distilled {
-            self.load_from(self.upsampler.as_ref().unwrap_or(&self.checkpoint), Component::Upsampler, silent, Upsampler::load)?;
+            self.load_from(
+                self.upsampler.as_ref().unwrap_or(&self.checkpoint),
+                Component::Upsampler,
+                silent,
+                Upsampler::load,
+            )?;
         }
-        self.load(Component::VideoDecoder, silent, ConvDecoder::load)?.check_size(self.video.height, self.video.width)?;
+        self.load(Component::VideoDecoder, silent, ConvDecoder::load)?
+            .check_size(self.video.height, self.video.width)?;
         if self.audio.is_some() {
             self.load(Component::AudioDecoder, silent, AudioDecoder::load)?;
             self.load(Component::Vocoder, silent, Vocoder::load)?;
@@ -236,7 +242,9 @@ impl<'a> Plan<'a> {
         };
         let mut stages = self.stages().into_iter();
         let mut latents = match stages.next() {
-            Some(shapes) => self.stage(shapes, sampler, &self.sigmas, None).run(&dit, text, noise, progress)?,
+            Some(shapes) => {
+                self.stage(shapes, sampler, &self.sigmas, None).run(&dit, text, noise, progress)?
+            }
             None => return Err(Error::request("a recipe without stages", "choose another --recipe")),
         };
         // The refinement is too short to remove noise that is added on the way: always plain Euler.
@@ -250,7 +258,13 @@ impl<'a> Plan<'a> {
         Ok(latents)
     }
 
-    fn stage<'b>(&self, shapes: Shapes, sampler: Sampler, sigmas: &'b [f32], from: Option<&'b Latents>) -> Stage<'b> {
+    fn stage<'b>(
+        &self,
+        shapes: Shapes,
+        sampler: Sampler,
+        sigmas: &'b [f32],
+        from: Option<&'b Latents>,
+    ) -> Stage<'b> {
         Stage {
             shapes,
             frame_rate: self.request.frame_rate,
@@ -452,12 +466,7 @@ fn guidance(request: &Request, kind: Kind, generation: &Generation, audio: bool)
     Ok(Both { video: Some(video), audio: audio.then_some(sound) })
 }
 
-fn prompts(
-    request: &Request,
-    checkpoint: &Checkpoint,
-    transformer: &dit::Config,
-    negative: bool,
-) -> Result<Prompts> {
+fn prompts(request: &Request, transformer: &dit::Config, negative: bool) -> Result<Prompts> {
     if let Some(path) = &request.embedding {
         let audio = request.audio.then_some(transformer.audio.context_width());
         let widths = Widths { video: transformer.video.context_width(), audio, negative };

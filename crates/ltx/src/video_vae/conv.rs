@@ -21,6 +21,11 @@ pub(super) struct CausalConv {
 }
 
 impl CausalConv {
+    /// Whether it mirrors pixels at the border, which takes two of them.
+    pub fn mirrors(&self) -> bool {
+        self.padding == Padding::Reflect
+    }
+
     /// Reads `conv.weight` and `conv.bias` at `weights`. `stride` is (frames, height, width).
     pub fn load(
         weights: &Weights,

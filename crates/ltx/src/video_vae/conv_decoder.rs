@@ -120,6 +120,20 @@ impl ConvDecoder {
         &self.statistics
     }
 
+    /// An error when pictures of that size are too small for a decoder that mirrors pixels at the border.
+    pub fn check_size(&self, height: usize, width: usize) -> Result<()> {
+        let smallest = 2 * self.scale.pixels as usize;
+        if self.conv_in.mirrors() && height.min(width) < smallest {
+            return Err(Error::request(
+                format!(
+                    "{height}x{width} pixels are too few for this model's video decoder, which mirrors pixels at the border"
+                ),
+                format!("make the picture at least {smallest} pixels high and wide"),
+            ));
+        }
+        Ok(())
+    }
+
     /// A normalized latent (batch, channels, frames, height, width) → pixels (batch, (frames − 1) · scale + 1,
     /// height · scale, width · scale, rgb), about [-1, 1], in f32. A decoder conditioned on a timestep draws the latent's
     /// noise first; blocks that inject noise draw one (height, width) map per convolution.
