@@ -104,8 +104,8 @@ impl Error {
             }
             Self::NotFinite { .. } => Some("try --dtype f32, another --seed, or lower guidance; `ltx verify` tells whether this build computes correctly".into()),
             Self::Compute(_) => Some("run `ltx inspect` on the model; if that finds nothing wrong, please report this with the command".into()),
-            // A media error says what to do in its own sentence.
-            Self::Media(_) | Self::Cancelled => None,
+            Self::Media(error) => error.remedy(),
+            Self::Cancelled => None,
         }
     }
 }
