@@ -77,14 +77,21 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A Rust type that arrays can hold.
-pub trait Element: bytemuck::Pod {
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A Rust type that arrays can hold. Sealed: a custom kernel reads memory as this type on the word of `DTYPE`.
+pub trait Element: bytemuck::Pod + Send + Sync + sealed::Sealed {
     /// The dtype of arrays of this type.
     const DTYPE: Dtype;
 }
 
 macro_rules! elements {
-    ($($ty:ty => $dtype:ident),*) => { $(impl Element for $ty { const DTYPE: Dtype = Dtype::$dtype; })* };
+    ($($ty:ty => $dtype:ident),*) => { $(
+        impl sealed::Sealed for $ty {}
+        impl Element for $ty { const DTYPE: Dtype = Dtype::$dtype; }
+    )* };
 }
 elements!(u8 => U8, i32 => I32, u32 => U32, i64 => I64, f16 => F16, bf16 => Bf16, f32 => F32, f64 => F64);
 
@@ -119,7 +126,8 @@ impl Array {
     }
 
     /// An array over memory that `owner` keeps alive, such as a tensor in a mapped file: no copy where the backend
-    /// allows it. `bytes` picks the memory out of the owner; it must be aligned for `dtype`.
+    /// allows it and the memory is aligned for `dtype`. `bytes` picks the memory out of the owner. Nothing ever writes
+    /// into it; the owner is dropped when the last array that reads it is.
     pub fn borrowed<O: Send + Sync + 'static>(
         owner: Arc<O>,
         bytes: impl FnOnce(&O) -> &[u8],

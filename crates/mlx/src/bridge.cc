@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
+
+#include <unistd.h>
 
 #include <mlx/backend/cpu/encoder.h>
 #include <mlx/primitives.h>
@@ -17,7 +21,30 @@ namespace mx = mlx::core;
 
 namespace {
 
+// MLX's CPU allocator hands out a null pointer when the system refuses, and its kernels write through it. So nothing
+// larger than this machine's memory may get as far as being computed. Sizes are doubles: they cannot overflow.
+void check_bytes(double bytes, const std::string& what) {
+  static const double memory = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
+  if (bytes <= memory) return;
+  throw std::length_error(
+      what + " needs " + std::to_string(static_cast<long long>(bytes / (1 << 30))) +
+      " GiB, more than this machine's memory");
+}
+
+template <typename Shape>
+void check_shape(const Shape& shape, size_t item_bytes) {
+  double bytes = static_cast<double>(item_bytes);
+  std::string text;
+  for (int32_t size : shape) {
+    if (size < 0) throw std::invalid_argument("negative size in a shape");
+    bytes *= size;
+    text += (text.empty() ? "" : ", ") + std::to_string(size);
+  }
+  check_bytes(bytes, "an array of [" + text + "]");
+}
+
 Ptr own(array a) {
+  check_shape(a.shape(), a.itemsize());
   return std::make_unique<array>(std::move(a));
 }
 
@@ -48,18 +75,12 @@ mx::Dtype to_dtype(Type type) {
   }
 }
 
-// MLX takes sizes as int32 and multiplies them unchecked in places: refuse what would overflow before it does.
-void check_shape(Ints shape) {
-  size_t elements = 1;
-  for (int32_t size : shape) {
-    if (size < 0) throw std::invalid_argument("negative size in a shape");
-    if (__builtin_mul_overflow(elements, static_cast<size_t>(size), &elements))
-      throw std::invalid_argument("a shape has too many elements");
-  }
-}
-
 void check_rank(const array& a, Ints values, const char* what) {
   if (values.size() != a.ndim()) throw std::invalid_argument(std::string(what) + ": one value per axis is needed");
+}
+
+bool on_cpu() {
+  return mx::default_device() == mx::Device::cpu;
 }
 
 int check_axis(const array& a, int axis, const char* what) {
@@ -87,7 +108,7 @@ Ptr scalar(double value, Type dtype) {
 }
 
 Ptr from_bytes(rust::Slice<const uint8_t> bytes, Ints shape, Type dtype) {
-  check_shape(shape);
+  check_shape(shape, mx::size_of(to_dtype(dtype)));
   array out(mx::allocator::malloc(bytes.size()), to_shape(shape), to_dtype(dtype));
   if (out.nbytes() != bytes.size()) throw std::invalid_argument("the bytes do not fill the shape");
   std::memcpy(out.data<uint8_t>(), bytes.data(), bytes.size());
@@ -95,31 +116,36 @@ Ptr from_bytes(rust::Slice<const uint8_t> bytes, Ints shape, Type dtype) {
 }
 
 // Borrows `data` without a copy where the backend can: Metal wraps page-aligned memory itself; MLX's CPU-only
-// allocator has no such door, but its buffers are plain pointers to a small header followed by the data, so a
-// buffer that starts one header before `data` reads correctly. It is never owned by MLX, so the header is not used.
+// allocator has no such door, but its buffers are plain pointers to a size followed by the data. So a buffer of our
+// own that is only that size, and an offset from it to `data`, read correctly. MLX never writes into memory that it
+// did not allocate itself (`Data::is_owned`).
 Ptr from_owner(const uint8_t* data, Ints shape, Type dtype, rust::Box<Owner> owner) {
-  check_shape(shape);
+  check_shape(shape, mx::size_of(to_dtype(dtype)));
   auto keep = std::make_shared<rust::Box<Owner>>(std::move(owner));
-  void* pointer = const_cast<uint8_t*>(data);
-#ifndef __APPLE__
-  if (!gpu_available()) {
-    static const std::ptrdiff_t header = [] {
-      auto probe = mx::allocator::malloc(64);
-      auto buffer = probe.buffer();
-      return static_cast<char*>(buffer.raw_ptr()) - static_cast<char*>(buffer.ptr());
-    }();
-    mx::allocator::Buffer buffer(static_cast<char*>(pointer) - header);
-    array out(mx::allocator::Data(buffer, [keep](mx::allocator::Buffer) {}), to_shape(shape), to_dtype(dtype));
-    return own(std::move(out));
-  }
-#endif
-  return own(array(pointer, to_shape(shape), to_dtype(dtype), [keep](void*) {}));
+  static const bool plain = [] {
+    auto probe = mx::allocator::malloc(64);
+    auto buffer = probe.buffer();
+    return buffer.raw_ptr() == static_cast<size_t*>(buffer.ptr()) + 1;
+  }();
+  if (!plain || gpu_available())
+    return own(array(const_cast<uint8_t*>(data), to_shape(shape), to_dtype(dtype), [keep](void*) {}));
+
+  array out(to_shape(shape), to_dtype(dtype), nullptr, {});
+  auto header = std::make_shared<size_t>(out.nbytes());
+  mx::allocator::Buffer buffer(header.get());
+  auto offset = reinterpret_cast<intptr_t>(data) - reinterpret_cast<intptr_t>(buffer.raw_ptr());
+  array::Flags flags{true, true, out.size() <= 1 || std::ranges::max(out.shape()) == static_cast<int64_t>(out.size())};
+  mx::allocator::Data borrowed(buffer, [keep, header](mx::allocator::Buffer) {});
+  out.set_data(std::move(borrowed), out.size(), out.strides(), flags, offset);
+  out.set_status(array::Status::available);
+  return own(std::move(out));
 }
 
 void copy_to(const array& a, rust::Slice<uint8_t> out) {
   array row = mx::contiguous(a);
   row.eval();
   if (row.nbytes() != out.size()) throw std::invalid_argument("the output has another size than the array");
+  if (out.empty()) return;
   std::memcpy(out.data(), row.data<uint8_t>(), out.size());
 }
 
@@ -147,7 +173,7 @@ void eval(const Arrays& list) {
 }
 
 Ptr full(Ints shape, double value, Type dtype) {
-  check_shape(shape);
+  check_shape(shape, mx::size_of(to_dtype(dtype)));
   return own(mx::full(to_shape(shape), array(value, to_dtype(dtype))));
 }
 
@@ -251,7 +277,7 @@ Ptr squeeze(const array& a, Ints axes) {
 }
 
 Ptr broadcast_to(const array& a, Ints shape) {
-  check_shape(shape);
+  check_shape(shape, a.itemsize());
   return own(mx::broadcast_to(a, to_shape(shape)));
 }
 
@@ -259,7 +285,14 @@ Ptr slice(const array& a, Ints start, Ints stop, Ints step) {
   check_rank(a, start, "slice");
   check_rank(a, stop, "slice");
   check_rank(a, step, "slice");
-  return own(mx::slice(a, to_shape(start), to_shape(stop), to_shape(step)));
+  // MLX divides by the step, and adds to it: a step past the axis takes one element, like one as long as the axis.
+  auto bounded = to_shape(step);
+  for (size_t axis = 0; axis < a.ndim(); ++axis) {
+    if (bounded[axis] == 0) throw std::invalid_argument("slice: a step of 0");
+    int32_t most = std::max(a.shape(axis), 1);
+    bounded[axis] = std::clamp(bounded[axis], -most, most);
+  }
+  return own(mx::slice(a, to_shape(start), to_shape(stop), std::move(bounded)));
 }
 
 Ptr slice_update(const array& a, const array& update, Ints start, Ints stop) {
@@ -269,6 +302,7 @@ Ptr slice_update(const array& a, const array& update, Ints start, Ints stop) {
 }
 
 Ptr concatenate(const Arrays& list, int32_t axis) {
+  if (!list.empty()) check_axis(list[0], axis, "concatenate");
   return own(mx::concatenate(list, axis));
 }
 
@@ -281,25 +315,42 @@ Ptr repeat(const array& a, int32_t repeats, int32_t axis) {
 }
 
 Ptr tile(const array& a, Ints repeats) {
-  check_shape(repeats);
+  for (int32_t count : repeats)
+    if (count < 0) throw std::invalid_argument("tile: a negative count");
   return own(mx::tile(a, to_vector(repeats)));
 }
 
-Ptr pad(const array& a, Ints axes, Ints low, Ints high, double value, bool edge) {
-  if (low.size() != axes.size() || high.size() != axes.size())
-    throw std::invalid_argument("pad: one low and one high size per axis is needed");
-  check_shape(low);
-  check_shape(high);
-  for (int axis : axes) check_axis(a, axis, "pad");
-  return own(mx::pad(a, to_vector(axes), to_shape(low), to_shape(high), array(value, a.dtype()), edge ? "edge" : "constant"));
+Ptr pad(const array& a, int32_t axis, int32_t low, int32_t high, double value, bool edge) {
+  // Edge mode reads one size per axis of the array, whatever axes it is given.
+  std::vector<int> axes(a.ndim());
+  std::iota(axes.begin(), axes.end(), 0);
+  mx::Shape lows(a.ndim(), 0), highs(a.ndim(), 0);
+  axis = check_axis(a, axis, "pad");
+  lows[axis] = low;
+  highs[axis] = high;
+  // In 64 bits, before MLX adds in 32.
+  if (low < 0 || high < 0) throw std::invalid_argument("pad: a negative size");
+  if (int64_t{a.shape(axis)} + low + high > INT32_MAX) throw std::length_error("pad: the axis gets too long");
+  return own(mx::pad(a, axes, lows, highs, array(value, a.dtype()), edge ? "edge" : "constant"));
 }
 
 Ptr take(const array& a, const array& indices, int32_t axis) {
-  return own(mx::take(a, indices, check_axis(a, axis, "take")));
+  axis = check_axis(a, axis, "take");
+  if (!mx::issubdtype(indices.dtype(), mx::integer)) throw std::invalid_argument("take: indices must be integers");
+  // MLX gathers without looking at the indices, and would read outside the array.
+  auto known = mx::contiguous(mx::astype(indices, mx::int64, mx::Device::cpu), false, mx::Device::cpu);
+  known.eval();
+  int64_t size = a.shape(axis);
+  for (size_t i = 0; i < known.size(); ++i) {
+    int64_t index = known.data<int64_t>()[i];
+    if (index < -size || index >= size)
+      throw std::out_of_range("take: index " + std::to_string(index) + " into an axis of " + std::to_string(size));
+  }
+  return own(mx::take(a, indices, axis));
 }
 
 Ptr conv(const array& x, const array& weight, const ConvSettings& s) {
-  return own(mx::conv_general(
+  auto out = own(mx::conv_general(
       x,
       weight,
       to_vector(s.stride),
@@ -309,6 +360,15 @@ Ptr conv(const array& x, const array& weight, const ConvSettings& s) {
       to_vector(s.input_dilation),
       s.groups,
       s.flip));
+  auto is_one = [](int32_t value) { return value == 1; };
+  bool unfolds = std::all_of(s.dilation.begin(), s.dilation.end(), is_one) &&
+      std::all_of(s.input_dilation.begin(), s.input_dilation.end(), is_one);
+  if (unfolds && on_cpu()) {
+    double rows = double(out->size()) / weight.shape(0);
+    if (rows > INT32_MAX) throw std::length_error("the output has too many positions for the CPU");
+    check_bytes(rows * (double(weight.size()) / weight.shape(0)) * s.groups * sizeof(float), "the unfolded input");
+  }
+  return out;
 }
 
 Ptr rms_norm(const array& x, const array* weight, float eps) {
@@ -320,13 +380,18 @@ Ptr layer_norm(const array& x, const array* weight, const array* bias, float eps
 }
 
 Ptr attention(const array& q, const array& k, const array& v, float scale, const array* mask) {
+  if (on_cpu() && q.ndim() == 4 && k.ndim() == 4) {
+    double scores = double(q.shape(0)) * q.shape(1) * q.shape(2) * k.shape(2);
+    check_bytes(scores * sizeof(float), "the table of all pairs of tokens");
+  }
   return own(mx::fast::scaled_dot_product_attention(q, k, v, scale, mask ? "array" : "", optional(mask)));
 }
 
 namespace {
 
 // A node of the lazy graph whose value a Rust closure computes. Its inputs are made row-contiguous beforehand, and
-// MLX keeps every input's and output's buffer alive until the queued task has run.
+// MLX keeps every input's and output's buffer alive until the queued task has run. Pointers are taken only inside the
+// task: before it, other devices may still be writing the inputs.
 class Custom : public mx::Primitive {
  public:
   Custom(mx::Stream stream, rust::Box<Kernel> kernel)
@@ -336,15 +401,32 @@ class Custom : public mx::Primitive {
     auto& output = outputs[0];
     output.set_data(mx::allocator::malloc(output.nbytes()));
     auto& encoder = mx::cpu::get_command_encoder(stream());
-    auto views = std::make_shared<std::vector<RawView>>();
+    Arrays held;
     for (const auto& input : inputs) {
       encoder.set_input_array(input);
-      views->push_back(raw(input));
+      held.push_back(array::unsafe_weak_copy(input));
     }
     encoder.set_output_array(output);
-    auto out = std::make_shared<RawView>(raw(output));
-    encoder.dispatch([kernel = kernel_, views, out] {
-      (*kernel)->run(rust::Slice<const RawView>(views->data(), views->size()), *out);
+    encoder.dispatch([kernel = kernel_, held = std::move(held), output = array::unsafe_weak_copy(output)]() mutable {
+      std::vector<std::vector<uint64_t>> aligned; // copies of inputs that `view` left misaligned
+      std::vector<RawView> views;
+      for (auto& input : held) {
+        auto view = raw(input);
+        if (view.bytes > 0 && reinterpret_cast<uintptr_t>(view.data) % input.itemsize() != 0) {
+          auto& copy = aligned.emplace_back((view.bytes + 7) / 8);
+          std::memcpy(copy.data(), view.data, view.bytes);
+          view.data = reinterpret_cast<uint8_t*>(copy.data());
+        }
+        views.push_back(std::move(view));
+      }
+      auto out = raw(output);
+      try {
+        (*kernel)->run(rust::Slice<const RawView>(views.data(), views.size()), out);
+      } catch (...) {
+        // MLX counts the node as computed all the same: whoever reads it later must see NaN, not chance.
+        std::memset(out.data, 0xff, out.bytes);
+        throw;
+      }
     });
   }
 
@@ -357,8 +439,8 @@ class Custom : public mx::Primitive {
   }
 
  private:
-  static RawView raw(const array& a) {
-    RawView view{const_cast<array&>(a).data<uint8_t>(), a.nbytes(), {}, dtype(a)};
+  static RawView raw(array& a) {
+    RawView view{a.size() == 0 ? nullptr : a.data<uint8_t>(), a.nbytes(), {}, dtype(a)};
     for (int32_t size : a.shape()) view.shape.push_back(size);
     return view;
   }
@@ -369,7 +451,7 @@ class Custom : public mx::Primitive {
 } // namespace
 
 Ptr custom(const Arrays& inputs, Ints shape, Type dtype, rust::Box<Kernel> kernel) {
-  check_shape(shape);
+  check_shape(shape, mx::size_of(to_dtype(dtype)));
   auto stream = mx::default_stream(mx::Device::cpu);
   Arrays rows;
   for (const auto& input : inputs) rows.push_back(mx::contiguous(input, false, stream));

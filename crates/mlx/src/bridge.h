@@ -60,7 +60,7 @@ Ptr concatenate(const Arrays& list, int32_t axis);
 Ptr stack(const Arrays& list, int32_t axis);
 Ptr repeat(const array& a, int32_t repeats, int32_t axis);
 Ptr tile(const array& a, Ints repeats);
-Ptr pad(const array& a, Ints axes, Ints low, Ints high, double value, bool edge);
+Ptr pad(const array& a, int32_t axis, int32_t low, int32_t high, double value, bool edge);
 Ptr take(const array& a, const array& indices, int32_t axis);
 
 Ptr conv(const array& x, const array& weight, const ConvSettings& settings);

@@ -142,14 +142,8 @@ pub(crate) mod ffi {
         fn stack(list: &CxxVector<array>, axis: i32) -> Result<UniquePtr<array>>;
         fn repeat(a: &array, repeats: i32, axis: i32) -> Result<UniquePtr<array>>;
         fn tile(a: &array, repeats: &[i32]) -> Result<UniquePtr<array>>;
-        fn pad(
-            a: &array,
-            axes: &[i32],
-            low: &[i32],
-            high: &[i32],
-            value: f64,
-            edge: bool,
-        ) -> Result<UniquePtr<array>>;
+        fn pad(a: &array, axis: i32, low: i32, high: i32, value: f64, edge: bool)
+        -> Result<UniquePtr<array>>;
         fn take(a: &array, indices: &array, axis: i32) -> Result<UniquePtr<array>>;
 
         fn conv(x: &array, weight: &array, settings: &ConvSettings) -> Result<UniquePtr<array>>;
@@ -182,8 +176,8 @@ pub(crate) mod ffi {
         fn peak_memory() -> usize;
         fn reset_peak_memory();
         fn cache_memory() -> usize;
-        fn clear_cache();
-        fn set_cache_limit(bytes: usize) -> usize;
+        fn clear_cache() -> Result<()>;
+        fn set_cache_limit(bytes: usize) -> Result<usize>;
         fn set_memory_limit(bytes: usize) -> usize;
     }
 }

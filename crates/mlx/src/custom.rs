@@ -27,7 +27,7 @@ impl Input<'_> {
     pub fn values<T: Element>(&self) -> std::result::Result<&[T], String> {
         check::<T>(self.0)?;
         // SAFETY: MLX keeps `bytes` initialised bytes of type `T` (checked) at `data` alive and unwritten while the
-        // kernel runs; its allocations are aligned for every element type.
+        // kernel runs; the bridge copies what is not aligned for its type.
         Ok(unsafe {
             slice::from_raw_parts(self.0.data.cast_const().cast::<T>(), self.0.bytes / size_of::<T>())
         })
@@ -58,7 +58,7 @@ fn check<T: Element>(view: &ffi::RawView) -> std::result::Result<(), String> {
 }
 
 /// An array of `shape` and `dtype` that `kernel` computes from `inputs` when it is needed. Runs on MLX's CPU thread; an
-/// error or a panic in the kernel becomes the error of the [`eval`](crate::eval) that needed it.
+/// error or a panic in the kernel becomes the error of the [`eval`](crate::eval) that needed it, and the array holds NaN.
 pub fn custom<F>(inputs: &[&Array], shape: &[i32], dtype: Dtype, kernel: F) -> Result<Array>
 where
     F: Fn(&[Input<'_>], &mut Output<'_>) -> std::result::Result<(), String> + Send + Sync + 'static,

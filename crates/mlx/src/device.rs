@@ -17,7 +17,7 @@ pub fn gpu_available() -> bool {
     ffi::gpu_available()
 }
 
-/// Makes `device` the one that later operations run on.
+/// Makes `device` the one that later operations run on, in every thread: call it before other threads use MLX.
 pub fn set(device: Device) -> Result<()> {
     ffi::set_gpu(device == Device::Gpu).map_err(|error| Error::new("device", error.what()))
 }

@@ -1,6 +1,7 @@
 //! What MLX's allocator holds, in bytes. Memory-mapped weights do not count.
 
 use crate::bridge::ffi;
+use crate::{Error, Result};
 
 /// In arrays that are alive.
 pub fn active() -> usize {
@@ -22,14 +23,14 @@ pub fn cache() -> usize {
     ffi::cache_memory()
 }
 
-/// Gives what [`cache`] counts back to the system.
-pub fn clear_cache() {
-    ffi::clear_cache();
+/// Gives what [`cache`] counts back to the system. Waits for queued work, whose error it may meet.
+pub fn clear_cache() -> Result<()> {
+    ffi::clear_cache().map_err(|error| Error::new("clear_cache", error.what()))
 }
 
-/// Limits what is kept for reuse; returns the limit before.
-pub fn set_cache_limit(bytes: usize) -> usize {
-    ffi::set_cache_limit(bytes)
+/// Limits what is kept for reuse; returns the limit before. Waits for queued work, whose error it may meet.
+pub fn set_cache_limit(bytes: usize) -> Result<usize> {
+    ffi::set_cache_limit(bytes).map_err(|error| Error::new("set_cache_limit", error.what()))
 }
 
 /// Sets the amount above which allocation waits for running work; returns the limit before.

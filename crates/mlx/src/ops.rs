@@ -203,7 +203,8 @@ impl Array {
         Array::wrap("broadcast_to", ffi::broadcast_to(self.raw(), shape))
     }
 
-    /// `start..stop` by `step` on every axis.
+    /// `start..stop` by `step` on every axis, as in NumPy: negative numbers count from the end, a negative step goes
+    /// backwards, what lies outside the axis is left out.
     pub fn slice_steps(&self, start: &[i32], stop: &[i32], step: &[i32]) -> Result<Array> {
         Array::wrap("slice", ffi::slice(self.raw(), start, stop, step))
     }
@@ -252,15 +253,16 @@ impl Array {
 
     /// `low` and `high` elements of `value` added before and after one axis.
     pub fn pad(&self, axis: i32, low: i32, high: i32, value: f64) -> Result<Array> {
-        Array::wrap("pad", ffi::pad(self.raw(), &[axis], &[low], &[high], value, false))
+        Array::wrap("pad", ffi::pad(self.raw(), axis, low, high, value, false))
     }
 
     /// The first element repeated `low` times before, the last `high` times after, along one axis.
     pub fn pad_edge(&self, axis: i32, low: i32, high: i32) -> Result<Array> {
-        Array::wrap("pad_edge", ffi::pad(self.raw(), &[axis], &[low], &[high], 0.0, true))
+        Array::wrap("pad_edge", ffi::pad(self.raw(), axis, low, high, 0.0, true))
     }
 
-    /// The elements at `indices` (integers) along `axis`. Indices are not checked against the axis.
+    /// The elements at `indices` (integers, negative ones count from the end) along `axis`. Computes the indices now, to
+    /// check them against the axis.
     pub fn take(&self, indices: &Array, axis: i32) -> Result<Array> {
         Array::wrap("take", ffi::take(self.raw(), indices.raw(), axis))
     }
@@ -294,9 +296,14 @@ impl Array {
         if !positive || settings.groups < 1 {
             return Err(Error::new("conv", format!("{settings:?} has a value below 1")));
         }
+        if self.size() == 0 || weight.size() == 0 {
+            return Err(Error::new("conv", format!("{self:?} or weight {weight:?} is empty")));
+        }
+        let extent = |size: i32, dilation: i32| (i64::from(size) - 1) * i64::from(dilation) + 1;
         for axis in 0..rank {
-            let size = (self.shape()[axis + 1] - 1) * input_dilation[axis] + 1 + low[axis] + high[axis];
-            let kernel = (weight.shape()[axis + 1] - 1) * dilation[axis] + 1;
+            let padding = i64::from(low[axis]) + i64::from(high[axis]);
+            let size = extent(self.shape()[axis + 1], input_dilation[axis]) + padding;
+            let kernel = extent(weight.shape()[axis + 1], dilation[axis]);
             if size < kernel {
                 return Err(Error::new(
                     "conv",
