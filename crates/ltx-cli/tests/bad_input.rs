@@ -1,5 +1,7 @@
 //! What users get wrong: a sentence with a remedy, the right exit code, nothing written, no panic.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod program;
 
 use std::path::Path;
@@ -218,7 +220,8 @@ fn a_gpu_that_is_not_there_is_an_error() {
         succeed(ltx(&["devices"]));
         return;
     }
-    let (code, said) = fail(ltx(&["generate", "a boat", "--model", &path("2.3/model.safetensors"), "--device", "gpu"]));
+    let (code, said) =
+        fail(ltx(&["generate", "a boat", "--model", &path("2.3/model.safetensors"), "--device", "gpu"]));
     assert!(code == 1 && said.contains("no GPU"), "{said}");
 }
 

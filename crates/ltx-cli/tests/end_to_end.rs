@@ -1,5 +1,7 @@
 //! The real binary on the tiny checkpoints: whole runs against the official pipelines' answers.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod program;
 
 use std::path::Path;

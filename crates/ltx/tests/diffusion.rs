@@ -1,5 +1,7 @@
 //! Schedules and positions against the official code, more closely than a whole run would show.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 
 use ltx::checkpoint::Checkpoint;

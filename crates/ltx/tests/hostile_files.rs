@@ -1,5 +1,7 @@
 //! Damaged and hostile files: a sentence with the file's name, never a panic.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 
 use ltx::Error;

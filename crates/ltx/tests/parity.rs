@@ -1,5 +1,7 @@
 //! Every component against the official code: all goldens in `fixtures/goldens`, one test per component and generation.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 
 use ltx::checkpoint::Checkpoint;

@@ -30,7 +30,7 @@ impl Guidance {
 
     /// Whether the step (from 0) reuses an earlier answer.
     pub fn skips(&self, step: usize) -> bool {
-        !step.is_multiple_of(self.skip + 1)
+        !step.is_multiple_of(self.skip.saturating_add(1))
     }
 
     /// The guided answer, of the shape and dtype of `answers.positive`. An answer whose scale is off is not used.
