@@ -175,6 +175,9 @@ fn an_mp4_keeps_the_pictures() {
     for set in sets {
         decoder.decode(&annex_b(set)).unwrap();
     }
+    // BT.709 in limited range, as the sequence parameters say it: of any format (5), not full, three times 1.
+    let bits: String = sets[0].iter().map(|byte| format!("{byte:08b}")).collect();
+    assert!(bits.contains("110101000000010000000100000001"), "{bits}");
     let mut planes = Planes::new(width as usize, height as usize);
     for (number, sample) in (0..).zip(samples(video, &bytes)) {
         let length = u32::from_be_bytes(sample[..4].try_into().unwrap()) as usize;
@@ -261,6 +264,21 @@ fn aac_survives_all_kinds_of_sound() {
         }
     }
     assert!(aac::encode(&[0.0], &[0.0], 11_025).is_none());
+}
+
+#[test]
+fn aac_keeps_an_attack_out_of_the_silence_before_it() {
+    for attack in [9_000, 9_300, 9_600, 9_999] {
+        let sound: Vec<f32> = noise(5)
+            .take(20_000)
+            .enumerate()
+            .map(|(i, n)| if i < attack { 0.0 } else { n as f32 / 128.0 - 1.0 })
+            .collect();
+        let encoded = aac::encode(&sound, &sound, 48_000).unwrap();
+        let [left, _] = decode_sound(&encoded.config, &encoded.units);
+        let early = left[..attack - 256].iter().fold(0f32, |loudest, s| loudest.max(s.abs()));
+        assert!(early < 1e-4, "attack at {attack}: {early} is heard more than 5 ms ahead");
+    }
 }
 
 #[test]
