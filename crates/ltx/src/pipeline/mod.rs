@@ -10,6 +10,9 @@ mod plan;
 mod request;
 mod stage;
 
+pub(crate) use conditioning::Text;
+pub(crate) use stage::Prompted;
+
 pub use clip::{Clip, Frames, Latents, check_latents_path};
 pub use generation::{Generation, Kind};
 pub use plan::Plan;

@@ -49,7 +49,7 @@ impl Stage<'_> {
             let drawn = noise.draw(&self.shapes, modality, state.noise_shape())?;
             state.clone().noised(&drawn, share)
         })?;
-        let mut denoiser = Prompted { dit, text, positive: None, negative: None };
+        let mut denoiser = Prompted::new(dit, text);
         let mut step_noise = SeededStepNoise::new(self.sampler, self.seed.wrapping_add(STEP_NOISE_SEED));
         let denoise = Denoise { sampler: self.sampler, sigmas: self.sigmas, guidance: self.guidance.clone() };
         let states = denoise.run(states, &mut denoiser, &mut step_noise, &mut |done, of| {
@@ -80,14 +80,18 @@ impl Stage<'_> {
 }
 
 /// The transformer with its text. What does not change from step to step is prepared at the first.
-struct Prompted<'a> {
+pub struct Prompted<'a> {
     dit: &'a Dit,
     text: &'a Text,
     positive: Option<Both<Prepared>>,
     negative: Option<Both<Prepared>>,
 }
 
-impl Prompted<'_> {
+impl<'a> Prompted<'a> {
+    pub fn new(dit: &'a Dit, text: &'a Text) -> Self {
+        Self { dit, text, positive: None, negative: None }
+    }
+
     fn prepare(&self, contexts: &Contexts, inputs: &Both<Input>) -> Result<Both<Prepared>> {
         inputs.try_map(|modality, input| {
             let context = match modality {

@@ -4,6 +4,7 @@
 mod audio_decoder;
 mod audio_encoder;
 mod connector;
+mod denoise;
 mod dit;
 mod gemma;
 mod golden;
@@ -80,6 +81,7 @@ fn run(golden: &Golden, checkpoint: &Checkpoint, context: &Context) -> Result<Ou
     match golden.component() {
         "gemma" => gemma::verify(golden, checkpoint, context),
         "connector" => connector::verify(golden, checkpoint, context),
+        "denoise" => denoise::verify(golden, checkpoint, context),
         "dit" => dit::verify(golden, checkpoint, context),
         "video_encoder" => video_encoder::verify(golden, checkpoint, context),
         "video_decoder" => video_decoder::verify(golden, checkpoint, context),
