@@ -13,7 +13,8 @@ use mlx::Dtype;
 /// The goldens whose name has `part` in it.
 fn goldens(part: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/goldens");
-    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let entries = std::fs::read_dir(folder).expect("the fixtures are in the repository");
+    let paths = entries.map(|entry| entry.expect("a folder that can be listed").path());
     let found: Vec<_> = paths.filter(|path| path.to_string_lossy().contains(part)).collect();
     assert!(!found.is_empty(), "no golden with {part}");
     found

@@ -19,7 +19,8 @@ pub struct Guidance {
     pub rescale: f32,
     /// Away from what the network says when it cannot hear or see the other modality. 1 is off.
     pub modality: f32,
-    /// After each computed step, so many reuse its answer.
+    /// After each computed step, so many reuse its answer. The network runs all the same when the other modality does not
+    /// skip: that one hears this one as it is.
     pub skip: usize,
 }
 
