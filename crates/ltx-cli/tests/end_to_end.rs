@@ -182,3 +182,46 @@ fn json_says_what_was_made() {
     assert_eq!(result["settings"]["frames"], 9);
     assert!(result["timings"]["denoise at half size"].as_f64().unwrap() > 0.0);
 }
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_stops_within_a_step_and_leaves_nothing() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::Stdio;
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = ltx(&["generate", "a slow zoom", "--device", "cpu", "--steps", "900"]);
+    command
+        .arg("--model")
+        .arg(fixtures().join("2.3/model.safetensors"))
+        .arg("--gemma")
+        .arg(fixtures().join("gemma3"));
+    command.args([
+        "--recipe",
+        "one-stage",
+        "--height",
+        "64",
+        "--width",
+        "64",
+        "--frames",
+        "9",
+        "--stg-blocks",
+        "1",
+    ]);
+    let mut running =
+        command.arg("--output").arg(folder.path().join("clip.mp4")).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(running.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("denoise: 2/900") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "ended before the second step");
+    }
+    let killed =
+        std::process::Command::new("kill").args(["-INT", &running.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(rest.contains("interrupted") && !rest.contains("900/900"), "{rest}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ltx::checkpoint::{Checkpoint, Component};
-use ltx::dit::{Conditions, Config, Dit, Input, Perturbation, Prepared, TextModulation};
+use ltx::dit::{Conditions, Config, Dit, Frequencies, Input, Perturbation, Prepared, Rope, TextModulation};
 use ltx::shape::Modality;
 use ltx::trace::Trace;
 use ltx::verify::Golden;
@@ -173,6 +173,10 @@ fn a_mask_of_ones_is_no_mask() {
     let masked = run(&dit, &[video, audio], &[]);
     assert_same(&masked[0], &free[0]);
     assert_same(&masked[1], &free[1]);
+    // With no attention anywhere, scores vanish beside the lowest number, and all tokens count alike.
+    let [mut video, audio] = Given::both("2.3", "i2v");
+    video.attention_mask = Some(mlx::zeros(&[1, tokens, tokens], Dtype::F32).unwrap());
+    assert_differs(&run(&dit, &[video, audio], &[])[0], &free[0]);
 }
 
 #[test]
@@ -384,4 +388,28 @@ fn inputs_of_another_model_are_refused() {
     assert!(forward(&video(), &[far]).unwrap_err().to_string().contains("block 99"));
     assert!(forward(&video(), &vec![Perturbation::default(); 2]).is_err());
     assert!(forward(&video(), &[]).is_ok());
+}
+
+#[test]
+fn rotary_angles_are_dealt_out_by_frequency_then_axis() {
+    // Two tokens; their middles are 5 s, 256 down, 768 across and 15 s, 512 down, 0 across.
+    let positions = [4.0f32, 6.0, 14.0, 16.0, 240.0, 272.0, 496.0, 528.0, 752.0, 784.0, -16.0, 16.0];
+    let positions = Array::from_slice(&positions, &[1, 3, 2, 2]).unwrap();
+    let fractions = [[-0.5, -0.75, -0.25], [0.5, -0.5, -1.0]];
+    let frequencies =
+        Frequencies { heads: 2, head_dim: 8, theta: 100.0, max_positions: &[20.0, 2048.0, 2048.0] };
+    let rope = Rope::new(&positions, &frequencies, Dtype::F32).unwrap();
+    let row = [1.0f32, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]; // turned, the halves are cosines and sines
+    let x = Array::from_slice(&row.repeat(4), &[1, 2, 2, 8]).unwrap(); // (batch, heads, tokens, head_dim)
+    let turned = rope.rotate(&x).unwrap().to_f32().unwrap();
+    let quarter = std::f64::consts::FRAC_PI_2;
+    for (token, [t, y, x]) in fractions.into_iter().enumerate() {
+        let (low, high) = (quarter, 100.0 * quarter);
+        let angles = [0.0, 0.0, low * t, low * y, low * x, high * t, high * y, high * x];
+        for (pair, angle) in angles.into_iter().enumerate() {
+            let place = (pair / 4 * 2 + token) * 8 + pair % 4;
+            let (cos, sin) = (f64::from(turned[place]), f64::from(turned[place + 4]));
+            assert!((cos - angle.cos()).abs() < 1e-5 && (sin - angle.sin()).abs() < 1e-5, "{token} {pair}");
+        }
+    }
 }
