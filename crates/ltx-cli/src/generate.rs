@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use ltx::Result;
 use ltx::media::{Encoder, FrameRate, Options, Writer};
 use ltx::pipeline::{GuidanceOverride, Plan, Recipe, Request, UnreadPolicy};
 use ltx::progress::{Event, Progress};
+use ltx::{Error, Result};
 use serde_json::json;
 
 use crate::args::{EncoderChoice, Generate, RecipeChoice};
@@ -29,6 +29,7 @@ pub fn run(arguments: &Generate) -> Result<()> {
         },
         settings,
     };
+    check_output(arguments)?;
     let mut writer = Writer::create(&arguments.output, &options)?;
     if let Some(path) = &arguments.save_latents {
         ltx::pipeline::check_latents_path(path)?;
@@ -46,7 +47,7 @@ pub fn run(arguments: &Generate) -> Result<()> {
             writer.push(&frame?)?;
             stop |= terminal.event(Event::Step { done: index + 1, of: request.frames }).is_break();
             if stop {
-                return Err(ltx::Error::Cancelled);
+                return Err(Error::Cancelled);
             }
         }
     }
@@ -82,6 +83,22 @@ pub fn run(arguments: &Generate) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What the kind of output cannot hold, known before any work.
+fn check_output(arguments: &Generate) -> Result<()> {
+    let ending = arguments.output.extension().map(|ending| ending.to_ascii_lowercase());
+    match ending.as_ref().and_then(|ending| ending.to_str()) {
+        Some("png") if arguments.frames != 1 => Err(Error::request(
+            format!("a PNG holds one frame, not {}", arguments.frames),
+            "add --frames 1, or end --output in / for a folder of frames",
+        )),
+        Some("wav") if arguments.no_audio => Err(Error::request(
+            "a WAV of a silent clip",
+            "leave out --no-audio, or write another kind of file",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn request(arguments: &Generate) -> Request {

@@ -203,6 +203,44 @@ fn outputs_that_cannot_be_written_are_refused_at_once() {
 }
 
 #[test]
+fn a_folder_with_two_models_is_ambiguous() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["dev.safetensors", "distilled.safetensors"] {
+        std::fs::copy(fixtures().join("2.3/model.safetensors"), folder.path().join(name)).unwrap();
+    }
+    let mut command = ltx(&["generate", "a boat", "--gemma", &path("gemma3"), "--output", "/tmp/never.mp4"]);
+    command.arg("--model").arg(folder.path());
+    let (code, said) = fail(command);
+    assert!(
+        code == 2 && said.contains("dev.safetensors") && said.contains("distilled.safetensors"),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_output_that_cannot_hold_the_clip_is_refused() {
+    let gemma = path("gemma3");
+    let base = [
+        "a boat",
+        "--gemma",
+        &gemma,
+        "--recipe",
+        "one-stage",
+        "--height",
+        "64",
+        "--width",
+        "64",
+        "--stg-blocks",
+        "1",
+    ];
+    let (code, said) = fail(generate(Path::new("/tmp/never.png"), &[&base[..], &["--frames", "9"]].concat()));
+    assert!(code == 2 && said.contains("one frame"), "{said}");
+    let (code, said) =
+        fail(generate(Path::new("/tmp/never.wav"), &[&base[..], &["--frames", "9", "--no-audio"]].concat()));
+    assert!(code == 2 && said.contains("silent"), "{said}");
+}
+
+#[test]
 fn wrong_usage_is_exit_code_2() {
     for arguments in [
         &["generate"][..],

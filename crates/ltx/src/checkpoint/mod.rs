@@ -53,10 +53,15 @@ impl Checkpoint {
         self.files.iter().find(|file| component.root(file).is_some())
     }
 
+    /// All files that hold `component`.
+    pub fn holders(&self, component: Component) -> impl Iterator<Item = &Arc<File>> {
+        self.files.iter().filter(move |file| component.root(file).is_some())
+    }
+
     /// The weights of `component`, to be read as `dtype`, and the configuration in the header of its file.
     pub fn component(&self, component: Component, dtype: Dtype) -> Result<(Weights, Config)> {
-        let Some((file, root)) = self.files.iter().find_map(|file| Some((file, component.root(file)?)))
-        else {
+        let mut holders = self.files.iter().filter_map(|file| Some((file, component.root(file)?)));
+        let Some((file, root)) = holders.next() else {
             let names: Vec<String> =
                 self.files.iter().map(|file| file.path().display().to_string()).collect();
             return Err(Error::request(
@@ -67,6 +72,13 @@ impl Checkpoint {
                 format!("give the file that holds the {component} with another --model"),
             ));
         };
+        // Taking the first of a folder with a dev and a distilled model would be a guess that nobody sees.
+        if let Some((other, _)) = holders.next() {
+            return Err(Error::request(
+                format!("both {} and {} hold the {component}", file.path().display(), other.path().display()),
+                "give the one file that is meant, instead of the folder",
+            ));
+        }
         let keys = file.tensors().filter_map(|(key, _)| {
             let key = key.strip_prefix(root)?;
             component.owns(key).then(|| key.to_string())

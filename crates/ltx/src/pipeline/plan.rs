@@ -151,13 +151,8 @@ impl<'a> Plan<'a> {
             self.load(Component::Connector, silent, Connectors::load)?;
         }
         self.load(Component::Dit, silent, Dit::load)?;
-        if self.recipe == Recipe::Distilled {
-            self.load_from(
-                self.upsampler.as_ref().unwrap_or(&self.checkpoint),
-                Component::Upsampler,
-                silent,
-                Upsampler::load,
-            )?;
+        if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe == Recipe::Distilled) {
+            self.load_from(files, Component::Upsampler, silent, Upsampler::load)?;
         }
         self.load(Component::VideoDecoder, silent, ConvDecoder::load)?
             .check_size(self.video.height, self.video.width)?;
@@ -283,7 +278,10 @@ impl<'a> Plan<'a> {
         let (weights, _) = self.checkpoint.component(Component::VideoDecoder, dtype)?;
         let statistics =
             Statistics::load(&weights.at("per_channel_statistics"), self.transformer.video.in_channels)?;
-        let files = self.upsampler.as_ref().unwrap_or(&self.checkpoint);
+        let files = self
+            .upsampler
+            .as_ref()
+            .ok_or_else(|| Error::request("no latent upsampler", "give one with --spatial-upsampler"))?;
         let upsampler = self.load_from(files, Component::Upsampler, progress, Upsampler::load)?;
         let larger = upsampler.forward(&statistics.un_normalize(&video.astype(dtype)?)?)?;
         let larger = statistics.normalize(&larger)?.astype(Dtype::F32)?;
@@ -405,19 +403,26 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The checkpoint with the upsampler: a file of its own, or one of the model's.
+/// The checkpoint with the spatial upsampler x2: the file that is named, or the one among the model's files.
 fn upsampler(request: &Request, checkpoint: &Checkpoint) -> Result<Option<Checkpoint>> {
-    let files = match &request.spatial_upsampler {
-        Some(path) => Checkpoint::open(&[path])?,
-        None if checkpoint.file(Component::Upsampler).is_some() => checkpoint.clone(),
-        None => return Ok(None),
+    let doubles = |files: &Checkpoint| -> Result<(bool, Config)> {
+        let (_, config) = files.component(Component::Upsampler, request.dtype)?;
+        let scale = config.optional_f64("spatial_scale")?.unwrap_or(2.0);
+        Ok((config.bool("spatial_upsample")? && !config.bool("temporal_upsample")? && scale == 2.0, config))
     };
-    let (_, config) = files.component(Component::Upsampler, request.dtype)?;
-    let scale = config.optional_f64("spatial_scale")?.unwrap_or(2.0);
-    if !config.bool("spatial_upsample")? || config.bool("temporal_upsample")? || scale != 2.0 {
-        return Err(config.error("spatial_upsample", "is not that of a spatial upsampler x2"));
+    if let Some(path) = &request.spatial_upsampler {
+        let files = Checkpoint::open(&[path])?;
+        let (fits, config) = doubles(&files)?;
+        let error = || config.error("spatial_upsample", "is not that of a spatial upsampler x2");
+        return if fits { Ok(Some(files)) } else { Err(error()) };
     }
-    Ok(Some(files))
+    for file in checkpoint.holders(Component::Upsampler) {
+        let files = Checkpoint::open(&[file.path()])?;
+        if doubles(&files)?.0 {
+            return Ok(Some(files));
+        }
+    }
+    Ok(None)
 }
 
 /// The recipe asked for, or the one that the model's name and the files at hand suggest.
