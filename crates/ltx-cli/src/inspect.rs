@@ -1,5 +1,6 @@
 //! `ltx inspect`
 
+use ltx::checkpoint::Component;
 use ltx::inspect::{Part, inspect};
 use serde_json::json;
 
@@ -21,7 +22,12 @@ pub fn run(arguments: &Inspect) -> ltx::Result<()> {
         println!("{:#}", json!({ "version": inspection.version, "components": parts }));
         return Ok(());
     }
-    println!("version: {}", inspection.version.as_deref().unwrap_or("not stated: before 2.3, read as 2.0"));
+    if inspection.parts.iter().any(|part| part.name == Component::Dit.to_string()) {
+        println!(
+            "version: {}",
+            inspection.version.as_deref().unwrap_or("not stated: before 2.3, read as 2.0")
+        );
+    }
     for part in &inspection.parts {
         print(part);
     }
