@@ -71,9 +71,15 @@ impl Stage<'_> {
         let mut audio = audio.map(|audio| LatentState::audio(audio, audio_channels as usize)).transpose()?;
         if let Some(latents) = self.from {
             video = video.starting_from(&video_tokens(&latents.video.astype(Dtype::F32)?)?)?;
-            if let (Some(state), Some(latent)) = (audio.take(), &latents.audio) {
-                audio = Some(state.starting_from(&audio_tokens(&latent.astype(Dtype::F32)?)?)?);
-            }
+            audio = match (audio, &latents.audio) {
+                (Some(state), Some(latent)) => {
+                    Some(state.starting_from(&audio_tokens(&latent.astype(Dtype::F32)?)?)?)
+                }
+                (None, _) => None,
+                (Some(_), None) => {
+                    return Err(Error::request("latents without sound", "begin from latents with sound"));
+                }
+            };
         }
         Ok(Both { video: Some(video), audio })
     }
