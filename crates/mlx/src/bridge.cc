@@ -23,23 +23,28 @@ namespace {
 
 // MLX's CPU allocator hands out a null pointer when the system refuses, and its kernels write through it. So nothing
 // larger than this machine's memory may get as far as being computed. Sizes are doubles: they cannot overflow.
-void check_bytes(double bytes, const std::string& what) {
+bool fits_memory(double bytes) {
   static const double memory = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
-  if (bytes <= memory) return;
+  return bytes <= memory;
+}
+
+void check_bytes(double bytes, const std::string& what) {
+  if (fits_memory(bytes)) return;
   throw std::length_error(
-      what + " needs " + std::to_string(static_cast<long long>(bytes / (1 << 30))) +
+      what + " needs " + std::to_string(static_cast<long long>(std::min(bytes / (1 << 30), 1e18))) +
       " GiB, more than this machine's memory");
 }
 
 template <typename Shape>
 void check_shape(const Shape& shape, size_t item_bytes) {
   double bytes = static_cast<double>(item_bytes);
-  std::string text;
   for (int32_t size : shape) {
     if (size < 0) throw std::invalid_argument("negative size in a shape");
     bytes *= size;
-    text += (text.empty() ? "" : ", ") + std::to_string(size);
   }
+  if (fits_memory(bytes)) return;
+  std::string text;
+  for (int32_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
   check_bytes(bytes, "an array of [" + text + "]");
 }
 

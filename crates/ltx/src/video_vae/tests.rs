@@ -1,3 +1,5 @@
+//! The video autoencoder beyond its goldens: tiling, sizes, and configurations that must be refused.
+
 use std::path::{Path, PathBuf};
 
 use mlx::{Array, Dtype};

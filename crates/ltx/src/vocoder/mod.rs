@@ -1,5 +1,5 @@
-//! Mel spectrogram → samples. A [`generator`] does it in one go at 24 kHz (2.0), or at 16 kHz (2.3 and later), after which
-//! [`bandwidth`] adds what lies above 8 kHz. Always computed in f32: hundreds of convolutions in a row add bf16's
+//! Mel spectrogram → samples. A `generator` does it in one go at 24 kHz (2.0), or at 16 kHz (2.3 and later), after which
+//! `bandwidth` adds what lies above 8 kHz. Always computed in f32: hundreds of convolutions in a row add bf16's
 //! rounding up to audible noise. Inside, arrays are (batch, time, channels).
 
 mod bandwidth;
