@@ -5,7 +5,7 @@
 # Needs cargo, python3 with venv and, where the installed Rust has neither a standard library for the target nor its
 # sources, apt-get and dpkg-deb on Debian. Fetches a C++ cross compiler (ziglang), Rust with library sources (Debian's
 # packages, unpacked, not installed) and mlx-metal into ~/.cache/ltx, about 1.5 GB; later runs work offline.
-# Exit: 0 proven, 1 does not build, 77 a tool is missing.
+# Exit: 0 proven, 77 a tool is missing, anything else it does not build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -102,9 +102,9 @@ export "CARGO_TARGET_$(tr a-z A-Z <<<"$name")_LINKER=$CACHE/bin/zig-c++"
 export SDKROOT=$CACHE/sdk MACOSX_DEPLOYMENT_TARGET=$MACOS
 export CARGO_TARGET_DIR=${LTX_MACOS_TARGET_DIR:-$CACHE/target}
 
-# 3. Check and link. Optimising would prove nothing more.
+# 3. Check and link. Optimising would prove nothing more; stripping needs a tool that Debian's packages lack.
 options=("${build_std[@]}" --locked --target "$TARGET")
-options+=(--config 'profile.dev.opt-level=0' --config 'profile.dev.package."*".opt-level=0' --config 'profile.dev.debug=false')
+for setting in opt-level=0 'package."*".opt-level=0' debug=false 'strip="none"'; do options+=(--config "profile.dev.$setting"); done
 step "cargo check --workspace --all-targets --target $TARGET"
 cargo check --workspace --all-targets "${options[@]}"
 step "cargo build --bin ltx --target $TARGET"
