@@ -1,0 +1,76 @@
+//! Prints one line for each work: `cargo bench -p ltx-kernels -- [--isa NAME] [--threads N] [WORK…]`, where a work runs when
+//! its name contains one of those given.
+
+use std::time::{Duration, Instant};
+
+use half::bf16;
+use kernels::{Activation, Matrix};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut filters = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--isa" => kernels::set_isa(arguments.next().ok_or("--isa NAME")?.parse()?)?,
+            "--threads" => kernels::set_threads(arguments.next().ok_or("--threads N")?.parse()?)?,
+            "--bench" => {} // from cargo
+            _ => filters.push(argument),
+        }
+    }
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    for (m, n, k) in [(1, 4096, 4096), (16, 4096, 4096), (256, 4096, 4096), (1024, 4096, 4096), (256, 16384, 4096)] {
+        let name = format!("linear-m{m}-n{n}-k{k}");
+        let flops = 2.0 * (m * n * k) as f64;
+        if wanted(&(name.clone() + "-bf16")) {
+            let (x, weight, mut out) = (narrow(m * k), narrow(n * k), narrow(m * n));
+            let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
+            time(&(name.clone() + "-bf16"), flops, || {
+                kernels::linear(x, weight, None, Activation::None, &mut out[..])
+            })?;
+        }
+        if wanted(&(name.clone() + "-f32")) {
+            let (x, weight, mut out) = (wide(m * k), wide(n * k), wide(m * n));
+            let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
+            time(&(name + "-f32"), flops, || {
+                kernels::linear(x, weight, None, Activation::None, &mut out[..])
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn wide(len: usize) -> Vec<f32> {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn narrow(len: usize) -> Vec<bf16> {
+    wide(len).into_iter().map(bf16::from_f32).collect()
+}
+
+/// Runs for a second, three times at least.
+fn time(name: &str, flops: f64, mut work: impl FnMut() -> Result<(), kernels::Error>) -> Result<(), kernels::Error> {
+    work()?;
+    let (start, mut times) = (Instant::now(), Vec::new());
+    while times.len() < 3 || (start.elapsed() < Duration::from_secs(1) && times.len() < 1000) {
+        let start = Instant::now();
+        work()?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let (median, best) = (times[times.len() / 2], times[0]);
+    println!(
+        "{name:36} {:9.3} ms median {:9.3} ms best {:7.1} GFLOP/s median {:7.1} best  {} {} threads",
+        median * 1e3,
+        best * 1e3,
+        flops / median / 1e9,
+        flops / best / 1e9,
+        kernels::isa(),
+        kernels::threads(),
+    );
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! The matrix product x (m, k) · weightᵀ (n, k), from which linear layers, convolutions and attention are made.
+//!
+//! Both operands are cut along k into blocks of [`WORDS`] 32-bit words; a word is an f32 or, where the processor has
+//! products of bf16 pairs and both operands are bf16, two bf16. Rows are copied block by block; columns are transposed
+//! into panels as wide as a tile of registers. [`tile`] multiplies one by the other into f32, [`finish`] adds the bias,
+//! applies the activation and writes. Every element is summed along k in the same order however the work is cut.
+
+mod dot;
+mod finish;
+mod pack;
+mod tile;
+
+use half::bf16;
+
+use crate::isa::{Active, Simd, Work};
+use crate::math::Activation;
+use crate::pool::{self, Shared, with_buffer};
+use crate::values::{Element, Matrix, Values, ValuesMut, convert};
+use crate::{Error, values};
+
+use finish::Finish;
+use pack::PackColumns;
+pub(crate) use pack::Rows;
+pub(crate) use tile::Tiles;
+
+/// 32-bit words of a row that are multiplied at a time: a panel of them stays in the first-level cache.
+pub(crate) const WORDS: usize = 256;
+
+/// Rows that [`Product::by_columns`] multiplies at a time: a block of them stays in the second-level cache.
+const ROWS_AT_ONCE: usize = 320;
+
+/// Fewer rows are bound by reading the weight; transposing it would only cost.
+const DOT_ROWS: usize = 4;
+
+/// out (m, n) = activation(x (m, k) · weightᵀ (n, k) + bias (n)).
+pub fn linear<'a>(
+    x: Matrix<'_>,
+    weight: Matrix<'_>,
+    bias: Option<Values<'_>>,
+    activation: Activation,
+    out: impl Into<ValuesMut<'a>>,
+) -> Result<(), Error> {
+    let out = out.into();
+    if x.columns != weight.columns {
+        return Err(Error::Shape {
+            what: "x's columns",
+            expected: weight.columns.to_string(),
+            found: x.columns.to_string(),
+        });
+    }
+    values::fits("output", out.len(), &[x.rows, weight.rows])?;
+    if let Some(bias) = bias {
+        values::fits("bias", bias.len(), &[weight.rows])?;
+    }
+    if out.is_empty() {
+        return Ok(());
+    }
+    let bias = bias.map(Values::to_f32);
+    let end = End { bias: bias.as_deref(), activation };
+    match (x.values, out) {
+        (Values::F32(values), ValuesMut::F32(out)) => run(values, x, weight, end, out),
+        (Values::F32(values), ValuesMut::Bf16(out)) => run(values, x, weight, end, out),
+        (Values::Bf16(values), ValuesMut::F32(out)) => run(values, x, weight, end, out),
+        (Values::Bf16(values), ValuesMut::Bf16(out)) => run(values, x, weight, end, out),
+    }
+    Ok(())
+}
+
+fn run<T: Element, O: Element>(values: &[T], x: Matrix<'_>, weight: Matrix<'_>, end: End<'_>, out: &mut [O]) {
+    if x.rows <= DOT_ROWS {
+        return dot::run(values, weight, end, out);
+    }
+    let both = matches!((x.values, weight.values), (Values::Bf16(_), Values::Bf16(_)));
+    let product = Product::new(weight, both, end);
+    let rows = Plain { values, columns: x.columns };
+    // Few columns are too few pieces of work: there the rows are dealt out.
+    if weight.rows <= 512 && x.rows > 2 * weight.rows {
+        product.by_rows(&rows, x.rows, out);
+    } else {
+        product.by_columns(&rows, x.rows, out);
+    }
+}
+
+/// The rows of a matrix.
+struct Plain<'a, T> {
+    values: &'a [T],
+    columns: usize,
+}
+
+impl<T: Element> Rows for Plain<'_, T> {
+    fn copy<E: Element>(&self, row: usize, from: usize, to: &mut [E]) {
+        let from = row * self.columns + from;
+        convert(&self.values[from..from + to.len()], to);
+    }
+}
+
+/// What happens to the sums.
+#[derive(Clone, Copy)]
+pub(crate) struct End<'a> {
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) activation: Activation,
+}
+
+/// A product with a weight, cut for an instruction set.
+pub(crate) struct Product<'a> {
+    weight: Matrix<'a>,
+    end: End<'a>,
+    active: Active,
+    pairs: bool,
+    /// Words in a row.
+    words: usize,
+    /// Columns of a panel.
+    width: usize,
+}
+
+/// How many columns a panel has.
+struct Width;
+
+impl Work for Width {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::LANES * S::VECTORS
+    }
+}
+
+impl<'a> Product<'a> {
+    /// `both` says that rows and weight are bf16.
+    pub(crate) fn new(weight: Matrix<'a>, both: bool, end: End<'a>) -> Self {
+        let active = Active::get();
+        let pairs = both && active.pairs();
+        let words = if pairs { weight.columns.div_ceil(2) } else { weight.columns };
+        Self { weight, end, active, pairs, words, width: active.run(Width) }
+    }
+
+    fn panels(&self) -> usize {
+        self.weight.rows.div_ceil(self.width)
+    }
+
+    fn block_words(&self, block: usize) -> usize {
+        WORDS.min(self.words - block * WORDS)
+    }
+
+    /// At least one, so that sums are zero where k is 0.
+    fn blocks(&self) -> usize {
+        self.words.div_ceil(WORDS).max(1)
+    }
+
+    /// Rows `first ..` of block `block`, as the tile reads them: (rows, WORDS).
+    fn copy_rows(&self, rows: &impl Rows, first: usize, block: usize, to: &mut [f32]) {
+        for (index, to) in to.chunks_exact_mut(WORDS).enumerate() {
+            let k = self.weight.columns;
+            if self.pairs {
+                let from = block * WORDS * 2;
+                let count = (2 * WORDS).min(k - from);
+                let to: &mut [bf16] = bytemuck::cast_slice_mut(to);
+                rows.copy(first + index, from, &mut to[..count]);
+                to[count..count.next_multiple_of(2)].fill(bf16::ZERO);
+            } else {
+                let from = block * WORDS;
+                rows.copy(first + index, from, &mut to[..WORDS.min(k - from)]);
+            }
+        }
+    }
+
+    fn pack_columns(&self, first_panel: usize, block: usize, to: &mut [f32]) {
+        self.active.run(PackColumns {
+            weight: self.weight,
+            pairs: self.pairs,
+            first: first_panel * self.width,
+            word: block * WORDS,
+            words: self.block_words(block),
+            to,
+        });
+    }
+
+    fn multiply(&self, block: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
+        let (words, accumulate) = (self.block_words(block), block > 0);
+        self.active.run(Tiles { a, b, c, words, accumulate, pairs: self.pairs });
+    }
+
+    fn finish<O: Element>(&self, panel: usize, row: usize, sums: &[f32], out: &Shared<'_, O>) {
+        let (column, columns) = (panel * self.width, self.weight.rows);
+        self.active.run(Finish { sums, end: self.end, row, column, columns, out });
+    }
+
+    /// Each task has a panel of the weight, which it transposes as it goes, and all rows.
+    pub(crate) fn by_columns<O: Element>(&self, rows: &impl Rows, m: usize, out: &mut [O]) {
+        const ROWS: usize = 16; // copied by a task
+        let out = Shared::new(out);
+        let at_once = m.div_ceil(m.div_ceil(ROWS_AT_ONCE));
+        for first_row in (0..m).step_by(at_once) {
+            let m = at_once.min(m - first_row);
+            with_buffer(self.blocks() * m * WORDS, |a| {
+                let parts = m.div_ceil(ROWS);
+                let shared = Shared::new(a);
+                pool::for_each(self.blocks() * parts, |task| {
+                    let (block, first) = (task / parts, task % parts * ROWS);
+                    let range = block * m + first..block * m + m.min(first + ROWS);
+                    // SAFETY: each task has rows of a block of its own.
+                    let part = unsafe { shared.part(range.start * WORDS..range.end * WORDS) };
+                    self.copy_rows(rows, first_row + first, block, part);
+                });
+                let a = &*a;
+                pool::for_each(self.panels(), |panel| {
+                    with_buffer(self.width * (m + WORDS), |buffer| {
+                        let (sums, b) = buffer.split_at_mut(self.width * m);
+                        for (block, a) in a.chunks_exact(m * WORDS).enumerate() {
+                            self.pack_columns(panel, block, b);
+                            self.multiply(block, a, b, sums);
+                        }
+                        self.finish(panel, first_row, sums, &out);
+                    });
+                });
+            });
+        }
+    }
+
+    /// The weight is transposed whole; each task has some rows, which it copies as it goes, and all columns.
+    pub(crate) fn by_rows<O: Element>(&self, rows: &impl Rows, m: usize, out: &mut [O]) {
+        const ROWS: usize = 48; // of a task
+        let out = Shared::new(out);
+        let (panels, panel_words) = (self.panels(), self.width * WORDS);
+        with_buffer(self.blocks() * panels * panel_words, |b| {
+            let shared = Shared::new(b);
+            pool::for_each(self.blocks() * panels, |task| {
+                // SAFETY: each task has a panel of a block of its own.
+                let part = unsafe { shared.part(task * panel_words..(task + 1) * panel_words) };
+                self.pack_columns(task % panels, task / panels, part);
+            });
+            let b = &*b;
+            pool::for_each(m.div_ceil(ROWS), |task| {
+                let first = task * ROWS;
+                let m = ROWS.min(m - first);
+                with_buffer(m * (panels * self.width + WORDS), |buffer| {
+                    let (sums, a) = buffer.split_at_mut(m * panels * self.width);
+                    for (block, b) in b.chunks_exact(panels * panel_words).enumerate() {
+                        self.copy_rows(rows, first, block, a);
+                        let sums = sums.chunks_exact_mut(self.width * m);
+                        for (b, sums) in b.chunks_exact(panel_words).zip(sums) {
+                            self.multiply(block, a, b, sums);
+                        }
+                    }
+                    for (panel, sums) in sums.chunks_exact(self.width * m).enumerate() {
+                        self.finish(panel, first, sums, &out);
+                    }
+                });
+            });
+        });
+    }
+}

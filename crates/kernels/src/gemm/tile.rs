@@ -1,0 +1,96 @@
+//! The innermost loop: a few rows times a panel of columns, with all sums in registers.
+
+use super::WORDS;
+use crate::isa::{Simd, Work};
+
+/// c (rows, width) = or += a (rows, WORDS) · b (words, width), with `words` words in each row of `a`.
+pub(crate) struct Tiles<'a> {
+    pub(crate) a: &'a [f32],
+    pub(crate) b: &'a [f32],
+    pub(crate) c: &'a mut [f32],
+    pub(crate) words: usize,
+    /// Add to what `c` holds.
+    pub(crate) accumulate: bool,
+    /// Words are pairs of bf16.
+    pub(crate) pairs: bool,
+}
+
+impl Work for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match (self.pairs, S::VECTORS) {
+            (false, 2) => self.tiles::<S, false, 2>(simd),
+            (false, _) => self.tiles::<S, false, 4>(simd),
+            (true, 2) => self.tiles::<S, true, 2>(simd),
+            (true, _) => self.tiles::<S, true, 4>(simd),
+        }
+    }
+}
+
+impl Tiles<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const PAIRS: bool, const VECTORS: usize>(self, simd: S) {
+        let width = VECTORS * S::LANES;
+        let mut left = self.a.len() / WORDS;
+        let (mut a, mut c) = (self.a, self.c);
+        // As few tiles as possible, of heights that differ by one at most: a tile of one row would waste most of a
+        // tile's time.
+        let mut tiles = left.div_ceil(S::ROWS);
+        while tiles > 0 {
+            let height = left.div_ceil(tiles);
+            let (rows, sums) = (&a[..height * WORDS], &mut c[..height * width]);
+            macro_rules! by_height {
+                ($($height:literal)*) => {
+                    match height {
+                        $($height if $height <= S::ROWS => {
+                            tile::<S, PAIRS, $height, VECTORS>(simd, rows, self.b, self.words, sums, self.accumulate)
+                        })*
+                        _ => unreachable!("a tile of {height} rows"),
+                    }
+                };
+            }
+            by_height!(1 2 3 4 5 6 7 8 9 10 11 12);
+            (left, tiles) = (left - height, tiles - 1);
+            (a, c) = (&a[height * WORDS..], &mut c[height * width..]);
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const PAIRS: bool, const HEIGHT: usize, const VECTORS: usize>(
+    simd: S,
+    a: &[f32],
+    b: &[f32],
+    words: usize,
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    let width = VECTORS * S::LANES;
+    assert!(words <= WORDS && a.len() == HEIGHT * WORDS);
+    let mut sums = [[simd.splat(0.0); VECTORS]; HEIGHT];
+    for (word, columns) in b[..words * width].chunks_exact(width).enumerate() {
+        let mut vectors = [simd.splat(0.0); VECTORS];
+        for (v, vector) in vectors.iter_mut().enumerate() {
+            *vector = simd.load(&columns[v * S::LANES..]);
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: row < HEIGHT and word < WORDS, so the place is below HEIGHT · WORDS, the length of `a`.
+            let value = simd.splat(unsafe { *a.get_unchecked(row * WORDS + word) });
+            for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                *sum = match PAIRS {
+                    true => simd.dot_pairs(*sum, value, vector),
+                    false => simd.fma(value, vector, *sum),
+                };
+            }
+        }
+    }
+    for (sums, c) in sums.iter().zip(c.chunks_exact_mut(width)) {
+        for (v, &sum) in sums.iter().enumerate() {
+            let c = &mut c[v * S::LANES..];
+            let total = if accumulate { simd.add(simd.load(c), sum) } else { sum };
+            simd.store(total, c);
+        }
+    }
+}

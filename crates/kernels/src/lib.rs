@@ -1,0 +1,47 @@
+//! CPU kernels for the hot operations of LTX-2: linear layers, convolutions, attention and norms, on slices.
+//!
+//! Everything here is plain mathematics on row-major f32 and bf16 data; it knows neither MLX nor the model. Kernels are
+//! written once over a vector interface ([`Isa`] lists the instruction sets) and run on one pool of threads
+//! ([`set_threads`]). Sums are f32. Results depend on the instruction set in the last bits, never on the number of
+//! threads.
+
+mod gemm;
+mod isa;
+mod math;
+mod pool;
+mod values;
+
+pub use gemm::linear;
+pub use isa::{Isa, isa, set_isa};
+pub use math::Activation;
+pub use pool::{set_threads, threads};
+pub use values::{Matrix, Values, ValuesMut};
+
+/// Why a kernel was not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Sizes that do not fit each other.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// The argument.
+        what: &'static str,
+        /// What the others ask for.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// An unknown name of an instruction set.
+    #[error("there is no instruction set {name:?}; there are {known}")]
+    Isa {
+        /// The name.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// An instruction set that this processor lacks.
+    #[error("this processor lacks {0}")]
+    Missing(Isa),
+    /// The system refused threads.
+    #[error("cannot start threads: {0}")]
+    Threads(String),
+}

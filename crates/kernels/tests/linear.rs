@@ -1,0 +1,124 @@
+//! Linear layers against sums in f64, for every instruction set that this machine has.
+
+mod support;
+
+use kernels::{Activation, Error, Matrix};
+use support::{Data, close, every_isa, gelu_tanh, silu};
+
+#[test]
+fn agrees_with_sums_in_f64() {
+    // Every kind of tail of rows, columns and k; both ways of dealing out the work; the kernel for few rows.
+    let sizes = [
+        (1, 1, 1),
+        (1, 37, 131),
+        (2, 5, 3),
+        (3, 33, 40),
+        (4, 64, 515),
+        (5, 1, 7),
+        (7, 31, 255),
+        (13, 70, 257),
+        (24, 32, 512),
+        (29, 97, 1031),
+        (331, 45, 66),
+        (150, 7, 513),
+        (97, 33, 1100),
+    ];
+    every_isa(|isa| {
+        for (m, n, k) in sizes {
+            for (x, weight, out) in [
+                (false, false, false),
+                (true, true, true),
+                (false, true, false),
+                (true, true, false),
+                (true, false, false),
+            ] {
+                for (activation, with_bias) in
+                    [(Activation::None, false), (Activation::GeluTanh, true), (Activation::Silu, true)]
+                {
+                    let (x, weight) = (Data::new(m * k, 1, x), Data::new(n * k, 2, weight));
+                    let bias = Data::new(n, 3, false);
+                    let mut ours = Data::new(m * n, 4, out);
+                    kernels::linear(
+                        Matrix::new(x.values(), m, k).unwrap(),
+                        Matrix::new(weight.values(), n, k).unwrap(),
+                        with_bias.then(|| bias.values()),
+                        activation,
+                        ours.values_mut(),
+                    )
+                    .unwrap();
+                    for row in 0..m {
+                        for column in 0..n {
+                            let products = (0..k).map(|i| x.get(row * k + i) * weight.get(column * k + i));
+                            let sum = products.sum::<f64>() + if with_bias { bias.get(column) } else { 0.0 };
+                            let expected = match activation {
+                                Activation::None => sum,
+                                Activation::GeluTanh => gelu_tanh(sum),
+                                Activation::Silu => silu(sum),
+                            };
+                            let name =
+                                || format!("({row}, {column}) of m{m} n{n} k{k} {activation:?} on {isa}");
+                            // The sum's rounding grows with the root of k; values are below 1.
+                            close(ours.get(row * n + column), expected, (k as f64).sqrt() * 1e-6, out, name);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A thread more changes who computes, not what.
+#[test]
+fn threads_do_not_change_the_result() {
+    every_isa(|isa| {
+        for (m, n, k) in [(67, 130, 600), (1100, 40, 300), (2, 300, 777)] {
+            let (x, weight) = (Data::new(m * k, 1, true), Data::new(n * k, 2, true));
+            let results = [1, 2, 5].map(|threads| {
+                kernels::set_threads(threads).unwrap();
+                let mut out = vec![0.0f32; m * n];
+                let (x, weight) =
+                    (Matrix::new(x.values(), m, k).unwrap(), Matrix::new(weight.values(), n, k).unwrap());
+                kernels::linear(x, weight, None, Activation::None, &mut out[..]).unwrap();
+                out
+            });
+            assert!(results[0] == results[1] && results[0] == results[2], "m{m} n{n} k{k} on {isa}");
+        }
+    });
+}
+
+#[test]
+fn refuses_what_does_not_fit() {
+    let values = [0.0f32; 12];
+    let matrix = |rows, columns| Matrix::new(&values[..rows * columns], rows, columns).unwrap();
+    assert!(matches!(Matrix::new(&values[..], 5, 2), Err(Error::Shape { .. })));
+    assert!(Matrix::new(&values[..], usize::MAX, 13).is_err());
+    let mut out = [0.0f32; 6];
+    let refused = |x, weight, bias: Option<&[f32]>, out: &mut [f32]| {
+        kernels::linear(x, weight, bias.map(Into::into), Activation::None, out).is_err()
+    };
+    assert!(refused(matrix(2, 4), matrix(3, 3), None, &mut out));
+    assert!(refused(matrix(2, 4), matrix(3, 4), None, &mut out[..5]));
+    assert!(refused(matrix(2, 4), matrix(3, 4), Some(&values[..2]), &mut out));
+    assert!(!refused(matrix(2, 4), matrix(3, 4), Some(&values[..3]), &mut out));
+}
+
+/// Without products, what is left is the bias.
+#[test]
+fn sums_of_nothing_are_zero() {
+    every_isa(|_| {
+        for rows in [2, 9] {
+            let mut out = vec![7.0f32; rows * 3];
+            let (x, weight) = (Matrix::new(&[0.0f32; 0][..], rows, 0), Matrix::new(&[0.0f32; 0][..], 3, 0));
+            let bias = [1.0f32, 2.0, 3.0];
+            kernels::linear(
+                x.unwrap(),
+                weight.unwrap(),
+                Some(bias[..].into()),
+                Activation::None,
+                &mut out[..],
+            )
+            .unwrap();
+            assert!(out.chunks(3).all(|row| row == bias));
+        }
+    });
+}
