@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use kernels::{Activation, Matrix};
+use kernels::{Activation, AttentionShape, Matrix};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut filters = Vec::new();
@@ -17,8 +17,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             _ => filters.push(argument),
         }
     }
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    for (m, n, k) in [(1, 4096, 4096), (16, 4096, 4096), (256, 4096, 4096), (1024, 4096, 4096), (256, 16384, 4096)] {
+    let wanted =
+        |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    for (m, n, k) in
+        [(1, 4096, 4096), (16, 4096, 4096), (256, 4096, 4096), (1024, 4096, 4096), (256, 16384, 4096)]
+    {
         let name = format!("linear-m{m}-n{n}-k{k}");
         let flops = 2.0 * (m * n * k) as f64;
         if wanted(&(name.clone() + "-bf16")) {
@@ -33,6 +36,33 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
             time(&(name + "-f32"), flops, || {
                 kernels::linear(x, weight, None, Activation::None, &mut out[..])
+            })?;
+        }
+    }
+    for (heads, tokens, head_dim) in [(32, 1024, 128), (32, 1024, 64), (8, 4096, 128)] {
+        let shape = AttentionShape {
+            batch: 1,
+            heads,
+            key_heads: heads,
+            queries: tokens,
+            keys: tokens,
+            head_dim,
+            value_dim: head_dim,
+        };
+        let (len, scale) = (heads * tokens * head_dim, (head_dim as f32).sqrt().recip());
+        let (name, flops) = (format!("attention-{heads}x{tokens}x{head_dim}"), 4.0 * (len * tokens) as f64);
+        if wanted(&(name.clone() + "-bf16")) {
+            let (q, mut out) = (narrow(len), narrow(len));
+            let q = q[..].into();
+            time(&(name.clone() + "-bf16"), flops, || {
+                kernels::attention([q, q, q], &shape, scale, None, &mut out[..])
+            })?;
+        }
+        if wanted(&(name.clone() + "-f32")) {
+            let (q, mut out) = (wide(len), wide(len));
+            let q = q[..].into();
+            time(&(name + "-f32"), flops, || {
+                kernels::attention([q, q, q], &shape, scale, None, &mut out[..])
             })?;
         }
     }
@@ -53,7 +83,11 @@ fn narrow(len: usize) -> Vec<bf16> {
 }
 
 /// Runs for a second, three times at least.
-fn time(name: &str, flops: f64, mut work: impl FnMut() -> Result<(), kernels::Error>) -> Result<(), kernels::Error> {
+fn time(
+    name: &str,
+    flops: f64,
+    mut work: impl FnMut() -> Result<(), kernels::Error>,
+) -> Result<(), kernels::Error> {
     work()?;
     let (start, mut times) = (Instant::now(), Vec::new());
     while times.len() < 3 || (start.elapsed() < Duration::from_secs(1) && times.len() < 1000) {

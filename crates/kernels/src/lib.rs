@@ -5,12 +5,14 @@
 //! ([`set_threads`]). Sums are f32. Results depend on the instruction set in the last bits, never on the number of
 //! threads.
 
+mod attention;
 mod gemm;
 mod isa;
 mod math;
 mod pool;
 mod values;
 
+pub use attention::{AttentionShape, Mask, attention};
 pub use gemm::linear;
 pub use isa::{Isa, isa, set_isa};
 pub use math::Activation;

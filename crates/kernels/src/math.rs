@@ -38,12 +38,12 @@ fn gated<S: Simd>(simd: S, v: S::V, x: S::V) -> S::V {
     simd.div(v, simd.add(simd.splat(1.0), exp(simd, negative)))
 }
 
-/// eˣ to about one unit in the last place; 0 below −87, e⁸⁸ above 88.
+/// eˣ to a few units in the last place; 0 below −87, e⁸⁸ above 88, NaN for NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
     const LOWEST: f32 = -87.0;
     // x = n ln 2 + r with |r| ≤ ln 2 / 2; ln 2 in two parts, so that n times the first is exact.
-    let clamped = simd.max(simd.min(x, simd.splat(88.0)), simd.splat(LOWEST));
+    let clamped = simd.max(simd.splat(LOWEST), simd.min(simd.splat(88.0), x));
     let n = simd.round(simd.mul(clamped, simd.splat(std::f32::consts::LOG2_E)));
     let r = simd.fma(n, simd.splat(-0.693_359_4), clamped);
     let r = simd.fma(n, simd.splat(2.121_944_4e-4), r);

@@ -125,6 +125,9 @@ pub(crate) fn narrow(value: f32) -> bf16 {
 
 /// An element type that kernels read: f32 or bf16.
 pub(crate) trait Element: Copy + Send + Sync + bytemuck::Pod {
+    /// Whether it is bf16.
+    const NARROW: bool;
+    fn values(slice: &[Self]) -> Values<'_>;
     fn widen(self) -> f32;
     fn from_f32(value: f32) -> Self;
     fn load<S: Simd>(simd: S, from: &[Self]) -> S::V;
@@ -132,6 +135,12 @@ pub(crate) trait Element: Copy + Send + Sync + bytemuck::Pod {
 }
 
 impl Element for f32 {
+    const NARROW: bool = false;
+
+    fn values(slice: &[Self]) -> Values<'_> {
+        Values::F32(slice)
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -154,6 +163,12 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const NARROW: bool = true;
+
+    fn values(slice: &[Self]) -> Values<'_> {
+        Values::Bf16(slice)
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         widen(self)
@@ -202,7 +217,7 @@ const MOST_LANES: usize = 16;
 /// `from` as another type, value by value.
 #[inline(always)]
 pub(crate) fn convert<T: Element, E: Element>(from: &[T], to: &mut [E]) {
-    if size_of::<T>() == size_of::<E>() {
+    if T::NARROW == E::NARROW {
         return to.copy_from_slice(bytemuck::cast_slice(from));
     }
     for (to, &from) in to.iter_mut().zip(from) {

@@ -19,8 +19,7 @@ use crate::values::{Element, Matrix, Values, ValuesMut, convert};
 use crate::{Error, values};
 
 use finish::Finish;
-use pack::PackColumns;
-pub(crate) use pack::Rows;
+pub(crate) use pack::{PackColumns, Rows};
 pub(crate) use tile::Tiles;
 
 /// 32-bit words of a row that are multiplied at a time: a panel of them stays in the first-level cache.
@@ -82,9 +81,9 @@ fn run<T: Element, O: Element>(values: &[T], x: Matrix<'_>, weight: Matrix<'_>, 
 }
 
 /// The rows of a matrix.
-struct Plain<'a, T> {
-    values: &'a [T],
-    columns: usize,
+pub(crate) struct Plain<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) columns: usize,
 }
 
 impl<T: Element> Rows for Plain<'_, T> {
@@ -101,16 +100,14 @@ pub(crate) struct End<'a> {
     pub(crate) activation: Activation,
 }
 
-/// A product with a weight, cut for an instruction set.
-pub(crate) struct Product<'a> {
-    weight: Matrix<'a>,
-    end: End<'a>,
-    active: Active,
-    pairs: bool,
-    /// Words in a row.
-    words: usize,
+/// How rows are cut for the instruction set in use.
+#[derive(Clone, Copy)]
+pub(crate) struct Words {
+    pub(crate) active: Active,
+    /// A word is two bf16.
+    pub(crate) pairs: bool,
     /// Columns of a panel.
-    width: usize,
+    pub(crate) width: usize,
 }
 
 /// How many columns a panel has.
@@ -125,32 +122,31 @@ impl Work for Width {
     }
 }
 
-impl<'a> Product<'a> {
-    /// `both` says that rows and weight are bf16.
-    pub(crate) fn new(weight: Matrix<'a>, both: bool, end: End<'a>) -> Self {
+impl Words {
+    /// `narrow` says that both operands are bf16.
+    pub(crate) fn new(narrow: bool) -> Self {
         let active = Active::get();
-        let pairs = both && active.pairs();
-        let words = if pairs { weight.columns.div_ceil(2) } else { weight.columns };
-        Self { weight, end, active, pairs, words, width: active.run(Width) }
+        Self { active, pairs: narrow && active.pairs(), width: active.run(Width) }
     }
 
-    fn panels(&self) -> usize {
-        self.weight.rows.div_ceil(self.width)
+    /// Words in a row of `k` values.
+    pub(crate) fn of(&self, k: usize) -> usize {
+        if self.pairs { k.div_ceil(2) } else { k }
     }
 
-    fn block_words(&self, block: usize) -> usize {
-        WORDS.min(self.words - block * WORDS)
+    /// Blocks of such a row: at least one, so that sums of nothing are zero.
+    pub(crate) fn blocks(&self, k: usize) -> usize {
+        self.of(k).div_ceil(WORDS).max(1)
     }
 
-    /// At least one, so that sums are zero where k is 0.
-    fn blocks(&self) -> usize {
-        self.words.div_ceil(WORDS).max(1)
+    /// Words of a block.
+    pub(crate) fn block(&self, k: usize, block: usize) -> usize {
+        WORDS.min(self.of(k) - block * WORDS)
     }
 
-    /// Rows `first ..` of block `block`, as the tile reads them: (rows, WORDS).
-    fn copy_rows(&self, rows: &impl Rows, first: usize, block: usize, to: &mut [f32]) {
+    /// Rows `first ..` of a block, as the tile reads them: (rows, WORDS).
+    pub(crate) fn copy_rows(&self, rows: &impl Rows, k: usize, first: usize, block: usize, to: &mut [f32]) {
         for (index, to) in to.chunks_exact_mut(WORDS).enumerate() {
-            let k = self.weight.columns;
             if self.pairs {
                 let from = block * WORDS * 2;
                 let count = (2 * WORDS).min(k - from);
@@ -163,31 +159,59 @@ impl<'a> Product<'a> {
             }
         }
     }
+}
+
+/// A product with a weight.
+pub(crate) struct Product<'a> {
+    weight: Matrix<'a>,
+    end: End<'a>,
+    words: Words,
+}
+
+impl<'a> Product<'a> {
+    /// `narrow` says that rows and weight are bf16.
+    pub(crate) fn new(weight: Matrix<'a>, narrow: bool, end: End<'a>) -> Self {
+        Self { weight, end, words: Words::new(narrow) }
+    }
+
+    fn panels(&self) -> usize {
+        self.weight.rows.div_ceil(self.words.width)
+    }
+
+    fn blocks(&self) -> usize {
+        self.words.blocks(self.weight.columns)
+    }
+
+    fn copy_rows(&self, rows: &impl Rows, first: usize, block: usize, to: &mut [f32]) {
+        self.words.copy_rows(rows, self.weight.columns, first, block, to);
+    }
 
     fn pack_columns(&self, first_panel: usize, block: usize, to: &mut [f32]) {
-        self.active.run(PackColumns {
+        self.words.active.run(PackColumns {
             weight: self.weight,
-            pairs: self.pairs,
-            first: first_panel * self.width,
+            pairs: self.words.pairs,
+            first: first_panel * self.words.width,
             word: block * WORDS,
-            words: self.block_words(block),
+            words: self.words.block(self.weight.columns, block),
             to,
         });
     }
 
     fn multiply(&self, block: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-        let (words, accumulate) = (self.block_words(block), block > 0);
-        self.active.run(Tiles { a, b, c, words, accumulate, pairs: self.pairs });
+        let Words { active, pairs, .. } = self.words;
+        let words = self.words.block(self.weight.columns, block);
+        active.run(Tiles { a, b, c, words, accumulate: block > 0, pairs });
     }
 
     fn finish<O: Element>(&self, panel: usize, row: usize, sums: &[f32], out: &Shared<'_, O>) {
-        let (column, columns) = (panel * self.width, self.weight.rows);
-        self.active.run(Finish { sums, end: self.end, row, column, columns, out });
+        let (column, columns) = (panel * self.words.width, self.weight.rows);
+        self.words.active.run(Finish { sums, end: self.end, row, column, columns, out });
     }
 
     /// Each task has a panel of the weight, which it transposes as it goes, and all rows.
     pub(crate) fn by_columns<O: Element>(&self, rows: &impl Rows, m: usize, out: &mut [O]) {
         const ROWS: usize = 16; // copied by a task
+        let width = self.words.width;
         let out = Shared::new(out);
         let at_once = m.div_ceil(m.div_ceil(ROWS_AT_ONCE));
         for first_row in (0..m).step_by(at_once) {
@@ -204,8 +228,8 @@ impl<'a> Product<'a> {
                 });
                 let a = &*a;
                 pool::for_each(self.panels(), |panel| {
-                    with_buffer(self.width * (m + WORDS), |buffer| {
-                        let (sums, b) = buffer.split_at_mut(self.width * m);
+                    with_buffer(width * (m + WORDS), |buffer| {
+                        let (sums, b) = buffer.split_at_mut(width * m);
                         for (block, a) in a.chunks_exact(m * WORDS).enumerate() {
                             self.pack_columns(panel, block, b);
                             self.multiply(block, a, b, sums);
@@ -221,7 +245,8 @@ impl<'a> Product<'a> {
     pub(crate) fn by_rows<O: Element>(&self, rows: &impl Rows, m: usize, out: &mut [O]) {
         const ROWS: usize = 48; // of a task
         let out = Shared::new(out);
-        let (panels, panel_words) = (self.panels(), self.width * WORDS);
+        let (width, panels) = (self.words.width, self.panels());
+        let panel_words = width * WORDS;
         with_buffer(self.blocks() * panels * panel_words, |b| {
             let shared = Shared::new(b);
             pool::for_each(self.blocks() * panels, |task| {
@@ -233,16 +258,16 @@ impl<'a> Product<'a> {
             pool::for_each(m.div_ceil(ROWS), |task| {
                 let first = task * ROWS;
                 let m = ROWS.min(m - first);
-                with_buffer(m * (panels * self.width + WORDS), |buffer| {
-                    let (sums, a) = buffer.split_at_mut(m * panels * self.width);
+                with_buffer(m * (panels * width + WORDS), |buffer| {
+                    let (sums, a) = buffer.split_at_mut(m * panels * width);
                     for (block, b) in b.chunks_exact(panels * panel_words).enumerate() {
                         self.copy_rows(rows, first, block, a);
-                        let sums = sums.chunks_exact_mut(self.width * m);
+                        let sums = sums.chunks_exact_mut(width * m);
                         for (b, sums) in b.chunks_exact(panel_words).zip(sums) {
                             self.multiply(block, a, b, sums);
                         }
                     }
-                    for (panel, sums) in sums.chunks_exact(self.width * m).enumerate() {
+                    for (panel, sums) in sums.chunks_exact(width * m).enumerate() {
                         self.finish(panel, first, sums, &out);
                     }
                 });

@@ -13,16 +13,16 @@ pub(crate) trait Rows: Sync {
 }
 
 /// Transposes a block of the weight's rows into panels: (panels, WORDS, width), zeros beyond the last row and value.
-pub(super) struct PackColumns<'a> {
-    pub(super) weight: Matrix<'a>,
+pub(crate) struct PackColumns<'a> {
+    pub(crate) weight: Matrix<'a>,
     /// Words are pairs of bf16, as the weight's values are.
-    pub(super) pairs: bool,
+    pub(crate) pairs: bool,
     /// The first of the weight's rows.
-    pub(super) first: usize,
+    pub(crate) first: usize,
     /// The first word of each row.
-    pub(super) word: usize,
-    pub(super) words: usize,
-    pub(super) to: &'a mut [f32],
+    pub(crate) word: usize,
+    pub(crate) words: usize,
+    pub(crate) to: &'a mut [f32],
 }
 
 impl Work for PackColumns<'_> {
@@ -54,7 +54,7 @@ impl PackColumns<'_> {
             let at = vector / S::VECTORS * WORDS * width + vector % S::VECTORS * S::LANES;
             let to = &mut self.to[at..];
             // What is whole is transposed where it lies.
-            let whole = if count == S::LANES && size_of::<T>() == size_of::<E>() {
+            let whole = if count == S::LANES && T::NARROW == E::NARROW {
                 (end - from) / in_word / S::LANES * S::LANES
             } else {
                 0

@@ -113,7 +113,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn zero_below(self, x: __m256, limit: __m256, v: __m256) -> __m256 {
-        unsafe { _mm256_and_ps(v, _mm256_cmp_ps::<_CMP_GE_OQ>(x, limit)) }
+        unsafe { _mm256_and_ps(v, _mm256_cmp_ps::<_CMP_NLT_UQ>(x, limit)) }
     }
 
     #[inline(always)]

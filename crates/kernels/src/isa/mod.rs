@@ -185,12 +185,14 @@ pub(crate) trait Simd: Copy {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// a · b + c
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger of each; NaN where `b` is.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller of each; NaN where `b` is.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     fn round(self, v: Self::V) -> Self::V;
     /// 2 to the power of a whole number in −126 ..= 127.
     fn exp2(self, whole: Self::V) -> Self::V;
-    /// `v` where `x ≥ limit`, 0 elsewhere.
+    /// 0 where `x < limit`, `v` elsewhere.
     fn zero_below(self, x: Self::V, limit: Self::V, v: Self::V) -> Self::V;
     /// The sum of all lanes, in a fixed order.
     fn sum(self, v: Self::V) -> f32;

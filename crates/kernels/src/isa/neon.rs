@@ -102,7 +102,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn zero_below(self, x: float32x4_t, limit: float32x4_t, v: float32x4_t) -> float32x4_t {
-        unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vcgeq_f32(x, limit))) }
+        unsafe { vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, limit))) }
     }
 
     #[inline(always)]

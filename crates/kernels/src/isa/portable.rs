@@ -95,7 +95,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn zero_below(self, x: V, limit: V, v: V) -> V {
-        each(|i| if x[i] >= limit[i] { v[i] } else { 0.0 })
+        each(|i| if x[i] < limit[i] { 0.0 } else { v[i] })
     }
 
     #[inline(always)]

@@ -1,0 +1,274 @@
+//! softmax(q · kᵀ · scale + mask) · v by blocks of queries and keys, with a running maximum and sum for each query:
+//! memory grows with neither. Both products run on the tiles of [`gemm`](crate::gemm).
+
+mod softmax;
+
+use std::ops::Range;
+
+use softmax::{Divide, PackValues, Softmax};
+
+use crate::Error;
+use crate::gemm::{PackColumns, Plain, Tiles, WORDS, Words};
+use crate::pool::{self, Shared, with_buffer};
+use crate::values::{Element, Matrix, Values, ValuesMut, fits};
+
+/// Keys that are looked at together: a row of weights of either type fits in a row of a product.
+const KEYS: usize = WORDS;
+
+/// Queries of a task, at most: enough that packing keys and values is little beside using them.
+const QUERIES: usize = 240;
+
+/// Queries whose scores are kept together, at most.
+const STRIP: usize = 48;
+
+/// The sizes of an attention. Queries are (batch, heads, queries, head_dim), keys (batch, key_heads, keys, head_dim),
+/// values (batch, key_heads, keys, value_dim) and the output (batch, heads, queries, value_dim).
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct AttentionShape {
+    pub batch: usize,
+    pub heads: usize,
+    /// Divides `heads`; groups of query heads share a key head.
+    pub key_heads: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub head_dim: usize,
+    pub value_dim: usize,
+}
+
+/// What is added to the scores: (batch, heads, queries, keys), where each of the first three may be 1 for all.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Mask<'a> {
+    pub values: Values<'a>,
+    pub batch: usize,
+    pub heads: usize,
+    pub queries: usize,
+}
+
+impl<'a> Mask<'a> {
+    /// What a head of a sample sees: (queries or 1, keys).
+    fn head(self, sample: usize, head: usize, keys: usize) -> Self {
+        let at = (sample % self.batch * self.heads + head % self.heads) * self.queries * keys;
+        let part = at..at + self.queries * keys;
+        let values = match self.values {
+            Values::F32(values) => Values::F32(&values[part]),
+            Values::Bf16(values) => Values::Bf16(&values[part]),
+        };
+        Self { values, batch: 1, heads: 1, ..self }
+    }
+}
+
+/// out = softmax(q · kᵀ · scale + mask) · v. A query whose every key is masked by −∞ gets zeros.
+pub fn attention<'a>(
+    [q, k, v]: [Values<'_>; 3],
+    shape: &AttentionShape,
+    scale: f32,
+    mask: Option<Mask<'_>>,
+    out: impl Into<ValuesMut<'a>>,
+) -> Result<(), Error> {
+    let (out, s) = (out.into(), shape);
+    fits("queries", q.len(), &[s.batch, s.heads, s.queries, s.head_dim])?;
+    fits("keys", k.len(), &[s.batch, s.key_heads, s.keys, s.head_dim])?;
+    fits("values", v.len(), &[s.batch, s.key_heads, s.keys, s.value_dim])?;
+    fits("output", out.len(), &[s.batch, s.heads, s.queries, s.value_dim])?;
+    if let Some(mask) = mask {
+        fits("mask", mask.values.len(), &[mask.batch, mask.heads, mask.queries, s.keys])?;
+        let sizes = [(mask.batch, s.batch), (mask.heads, s.heads), (mask.queries, s.queries)];
+        if sizes.iter().any(|&(own, all)| own != 1 && own != all) {
+            return Err(mismatch(
+                "mask",
+                format!("1 or {:?}", sizes.map(|size| size.1)),
+                sizes.map(|size| size.0),
+            ));
+        }
+    }
+    if out.is_empty() {
+        return Ok(());
+    }
+    if s.key_heads == 0 || s.heads % s.key_heads != 0 {
+        return Err(mismatch("key heads", format!("a divisor of {}", s.heads), s.key_heads));
+    }
+    match (q, k, v, out) {
+        (Values::F32(q), Values::F32(k), Values::F32(v), ValuesMut::F32(out)) => {
+            run(q, k, v, s, scale, mask, out)
+        }
+        (Values::Bf16(q), Values::Bf16(k), Values::Bf16(v), ValuesMut::Bf16(out)) => {
+            run(q, k, v, s, scale, mask, out);
+        }
+        _ => return Err(mismatch("types", "f32 throughout or bf16 throughout".into(), "a mixture")),
+    }
+    Ok(())
+}
+
+fn mismatch(what: &'static str, expected: String, found: impl std::fmt::Debug) -> Error {
+    Error::Shape { what, expected, found: format!("{found:?}") }
+}
+
+fn run<T: Element>(
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    shape: &AttentionShape,
+    scale: f32,
+    mask: Option<Mask<'_>>,
+    out: &mut [T],
+) {
+    let words = Words::new(T::NARROW);
+    let tasks = shape.queries.div_ceil(QUERIES);
+    let at_once = shape.queries.div_ceil(tasks);
+    let out = Shared::new(out);
+    pool::for_each(shape.batch * shape.heads * tasks, |task| {
+        let (head, first) = (task / tasks, task % tasks * at_once);
+        let queries = first..shape.queries.min(first + at_once);
+        let key_head = head / (shape.heads / shape.key_heads);
+        let start = (head * shape.queries + first) * shape.value_dim;
+        let head = Head {
+            words,
+            shape,
+            scale,
+            q: &q[head * shape.queries * shape.head_dim..][..shape.queries * shape.head_dim],
+            k: &k[key_head * shape.keys * shape.head_dim..][..shape.keys * shape.head_dim],
+            v: &v[key_head * shape.keys * shape.value_dim..][..shape.keys * shape.value_dim],
+            mask: mask.map(|mask| mask.head(head / shape.heads, head % shape.heads, shape.keys)),
+        };
+        // SAFETY: each task has queries of its own.
+        let out = unsafe { out.part(start..start + queries.len() * shape.value_dim) };
+        head.attend(queries, out);
+    });
+}
+
+/// One query head with its key head.
+struct Head<'a, T> {
+    words: Words,
+    shape: &'a AttentionShape,
+    scale: f32,
+    q: &'a [T],             // (queries, head_dim)
+    k: &'a [T],             // (keys, head_dim)
+    v: &'a [T],             // (keys, value_dim)
+    mask: Option<Mask<'a>>, // (queries or 1, keys)
+}
+
+/// What is known of some queries so far.
+struct State<'a> {
+    /// Weighted sums of values: (panels of value_dim, queries, width).
+    sums: &'a mut [f32],
+    /// The largest score of each query.
+    maxima: &'a mut [f32],
+    /// The sum of its weights, relative to that.
+    totals: &'a mut [f32],
+}
+
+impl<T: Element> Head<'_, T> {
+    /// Writes what `queries` get: `out` (queries, value_dim).
+    fn attend(&self, queries: Range<usize>, out: &mut [T]) {
+        let Words { width, .. } = self.words;
+        let (head_dim, value_dim) = (self.shape.head_dim, self.shape.value_dim);
+        let (blocks, key_panels, value_panels) =
+            (self.words.blocks(head_dim), KEYS / width, value_dim.div_ceil(width));
+        let count = queries.len();
+        let strip = count.div_ceil(count.div_ceil(STRIP));
+        let sizes = [
+            blocks * count * WORDS,
+            blocks * key_panels * WORDS * width,
+            value_panels * WORDS * width,
+            strip * (KEYS + WORDS),
+            value_panels * count * width,
+            count,
+            count,
+        ];
+        with_buffer(sizes.iter().sum(), |buffer| {
+            let mut rest = buffer;
+            let [q, k, v, scratch, sums, maxima, totals] = sizes.map(|size| {
+                let (part, others) = std::mem::take(&mut rest).split_at_mut(size);
+                rest = others;
+                part
+            });
+            for (block, q) in q.chunks_exact_mut(count * WORDS).enumerate() {
+                let rows = Plain { values: self.q, columns: head_dim };
+                self.words.copy_rows(&rows, head_dim, queries.start, block, q);
+            }
+            sums.fill(0.0);
+            maxima.fill(f32::NEG_INFINITY);
+            totals.fill(0.0);
+            for first in (0..self.shape.keys).step_by(KEYS) {
+                let keys = first..self.shape.keys.min(first + KEYS);
+                let k = &mut k[..blocks * keys.len().div_ceil(width) * WORDS * width];
+                self.pack(keys.clone(), k, v);
+                for first in (0..count).step_by(strip) {
+                    let rows = first..count.min(first + strip);
+                    let state = State {
+                        sums: &mut sums[value_panels * width * rows.start..value_panels * width * rows.end],
+                        maxima: &mut maxima[rows.clone()],
+                        totals: &mut totals[rows.clone()],
+                    };
+                    self.look(&keys, [q, k, v], &rows, queries.start, scratch, state);
+                }
+            }
+            for first in (0..count).step_by(strip) {
+                let rows = first..count.min(first + strip);
+                self.words.active.run(Divide {
+                    sums: &sums[value_panels * width * rows.start..value_panels * width * rows.end],
+                    totals: &totals[rows.clone()],
+                    out: &mut out[rows.start * value_dim..rows.end * value_dim],
+                });
+            }
+        });
+    }
+
+    /// A block of keys and values as the tiles read them.
+    fn pack(&self, keys: Range<usize>, k: &mut [f32], v: &mut [f32]) {
+        let (head_dim, value_dim) = (self.shape.head_dim, self.shape.value_dim);
+        let block_len = k.len() / self.words.blocks(head_dim);
+        let part = &self.k[keys.start * head_dim..keys.end * head_dim];
+        let weight = Matrix { values: T::values(part), rows: keys.len(), columns: head_dim };
+        for (block, to) in k.chunks_exact_mut(block_len).enumerate() {
+            let (word, words) = (block * WORDS, self.words.block(head_dim, block));
+            self.words.active.run(PackColumns { weight, pairs: self.words.pairs, first: 0, word, words, to });
+        }
+        let values = &self.v[keys.start * value_dim..keys.end * value_dim];
+        self.words.active.run(PackValues { values, value_dim, pairs: self.words.pairs, to: v });
+    }
+
+    /// Lets the queries `rows` of the task, which begins at query `start`, see a block of keys.
+    fn look(
+        &self,
+        keys: &Range<usize>,
+        [q, k, v]: [&[f32]; 3],
+        rows: &Range<usize>,
+        start: usize,
+        scratch: &mut [f32],
+        state: State<'_>,
+    ) {
+        let Words { active, pairs, width, .. } = self.words;
+        let blocks = self.words.blocks(self.shape.head_dim);
+        let (scores, weights) = scratch.split_at_mut(keys.len().div_ceil(width) * width * rows.len());
+        let weights = &mut weights[..rows.len() * WORDS];
+        let (q_block, k_block) = (q.len() / blocks, k.len() / blocks);
+        for block in 0..blocks {
+            let a = &q[block * q_block..][rows.start * WORDS..rows.end * WORDS];
+            let words = self.words.block(self.shape.head_dim, block);
+            let panels = k[block * k_block..][..k_block].chunks_exact(WORDS * width);
+            for (b, c) in panels.zip(scores.chunks_exact_mut(rows.len() * width)) {
+                active.run(Tiles { a, b, c, words, accumulate: block > 0, pairs });
+            }
+        }
+        let State { sums, maxima, totals } = state;
+        active.run(Softmax {
+            scores,
+            weights,
+            sums,
+            maxima,
+            totals,
+            pairs,
+            scale: self.scale,
+            mask: self.mask.map(|mask| (mask, self.shape.keys)),
+            first_query: start + rows.start,
+            keys: keys.clone(),
+        });
+        let words = self.words.of(keys.len());
+        for (b, c) in v.chunks_exact(WORDS * width).zip(sums.chunks_exact_mut(rows.len() * width)) {
+            active.run(Tiles { a: weights, b, c, words, accumulate: true, pairs });
+        }
+    }
+}
