@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use kernels::{Activation, AttentionShape, Matrix};
+use kernels::{Activation, AttentionShape, Axis, ConvShape, Matrix};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut filters = Vec::new();
@@ -63,6 +63,40 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let q = q[..].into();
             time(&(name + "-f32"), flops, || {
                 kernels::attention([q, q, q], &shape, scale, None, &mut out[..])
+            })?;
+        }
+    }
+    for (inputs, outputs, sizes, kernel) in [
+        (512, 512, [5, 32, 32], 3),
+        (128, 128, [9, 64, 64], 3),
+        (128, 48, [3, 64, 64], 3),
+        (768, 768, [1, 1, 1000], 11),
+    ] {
+        let axes: Vec<Axis> = sizes
+            .map(|size| {
+                let kernel = if size > 1 { kernel } else { 1 };
+                Axis { before: kernel as isize / 2, after: kernel as isize / 2, ..Axis::new(size, kernel) }
+            })
+            .into();
+        let places: usize = sizes.iter().product();
+        let (weights, shape) = (
+            axes.iter().map(|axis| axis.kernel).product::<usize>() * inputs * outputs,
+            ConvShape { batch: 1, axes, inputs, outputs, groups: 1 },
+        );
+        let [a, b, c] = sizes;
+        let (name, flops) = (format!("conv-{inputs}-{outputs}-{a}x{b}x{c}"), 2.0 * (weights * places) as f64);
+        if wanted(&(name.clone() + "-bf16")) {
+            let (x, weight, mut out) = (narrow(places * inputs), narrow(weights), narrow(places * outputs));
+            let (x, weight) = (x[..].into(), weight[..].into());
+            time(&(name.clone() + "-bf16"), flops, || {
+                kernels::conv(x, weight, None, &shape, Activation::None, &mut out[..])
+            })?;
+        }
+        if wanted(&(name.clone() + "-f32")) {
+            let (x, weight, mut out) = (wide(places * inputs), wide(weights), wide(places * outputs));
+            let (x, weight) = (x[..].into(), weight[..].into());
+            time(&(name + "-f32"), flops, || {
+                kernels::conv(x, weight, None, &shape, Activation::None, &mut out[..])
             })?;
         }
     }

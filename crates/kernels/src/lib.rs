@@ -6,6 +6,7 @@
 //! threads.
 
 mod attention;
+mod conv;
 mod gemm;
 mod isa;
 mod math;
@@ -13,6 +14,7 @@ mod pool;
 mod values;
 
 pub use attention::{AttentionShape, Mask, attention};
+pub use conv::{Axis, ConvShape, conv};
 pub use gemm::linear;
 pub use isa::{Isa, isa, set_isa};
 pub use math::Activation;

@@ -1,5 +1,7 @@
 //! Attention against sums in f64, for every instruction set that this machine has.
 
+#![allow(clippy::unwrap_used)] // a test may: that is how it fails
+
 mod support;
 
 use kernels::{AttentionShape, Isa, Mask};

@@ -26,7 +26,7 @@ pub(crate) use tile::Tiles;
 pub(crate) const WORDS: usize = 256;
 
 /// Rows that [`Product::by_columns`] multiplies at a time: a block of them stays in the second-level cache.
-const ROWS_AT_ONCE: usize = 320;
+pub(crate) const ROWS_AT_ONCE: usize = 320;
 
 /// Fewer rows are bound by reading the weight; transposing it would only cost.
 const DOT_ROWS: usize = 4;

@@ -166,8 +166,7 @@ impl Simd for Avx2 {
                 ]
             });
             // … then the halves are joined.
-            for column in 0..4 {
-                let (top, bottom) = (halves[0][column], halves[1][column]);
+            for (column, (&top, &bottom)) in halves[0].iter().zip(&halves[1]).enumerate() {
                 let mut put = |at: usize, row| _mm256_storeu_ps(to.as_mut_ptr().add(at * to_stride), row);
                 put(column, _mm256_permute2f128_ps::<0x20>(top, bottom));
                 put(4 + column, _mm256_permute2f128_ps::<0x31>(top, bottom));

@@ -143,8 +143,8 @@ impl Active {
     #[inline]
     pub(crate) fn run<W: Work>(self, work: W) -> W::Output {
         match self.0 {
-            // SAFETY (all): an `Active` holds what `detect` or `set_isa` found to be available.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Active` holds what `detect` or `set_isa` found to be available.
             Isa::Avx512Bf16 => unsafe { avx512::run_bf16(work) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
