@@ -1,6 +1,6 @@
 //! Attention against sums in f64, for every instruction set that this machine has.
 
-#![allow(clippy::unwrap_used)] // a test may: that is how it fails
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod support;
 

@@ -119,6 +119,7 @@ fn run<T: Element, O: Element>(x: &[T], weight: Values<'_>, geometry: Geometry, 
 #[derive(Clone, Copy)]
 struct Geometry {
     axes: [Axis; 3],
+    counts: [usize; 3], // outputs along each
     inputs: usize,
     outputs: usize,
     depthwise: bool,
@@ -142,7 +143,13 @@ impl Geometry {
         if shape.groups != 1 && !depthwise {
             return Err(wrong("groups", "1 or one for each channel", shape.groups.to_string()));
         }
-        Ok(Self { axes, inputs: shape.inputs, outputs: shape.outputs, depthwise })
+        Ok(Self {
+            axes,
+            counts: axes.map(|axis| axis.outputs()),
+            inputs: shape.inputs,
+            outputs: shape.outputs,
+            depthwise,
+        })
     }
 
     fn taps(&self) -> usize {
@@ -152,8 +159,10 @@ impl Geometry {
     /// The sample and the place along each axis of an output.
     #[inline(always)]
     fn output(&self, row: usize) -> (usize, [usize; 3]) {
-        let [a, b, c] = self.axes.map(|axis| axis.outputs());
-        (row / (a * b * c), [row / (b * c) % a, row / c % b, row % c])
+        let [a, b, c] = self.counts;
+        let (line, column) = (row / c, row % c);
+        let (plane, line) = (line / b, line % b);
+        (plane / a, [plane % a, line, column])
     }
 }
 

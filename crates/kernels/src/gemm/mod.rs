@@ -243,7 +243,7 @@ impl<'a> Product<'a> {
 
     /// The weight is transposed whole; each task has some rows, which it copies as it goes, and all columns.
     pub(crate) fn by_rows<O: Element>(&self, rows: &impl Rows, m: usize, out: &mut [O]) {
-        const ROWS: usize = 48; // of a task
+        const ROWS: usize = 96; // of a task
         let out = Shared::new(out);
         let (width, panels) = (self.words.width, self.panels());
         let panel_words = width * WORDS;
