@@ -89,6 +89,8 @@ pub struct Matrix<'a> {
     pub(crate) values: Values<'a>,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
+    /// Values from one row to the next.
+    pub(crate) stride: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -96,7 +98,7 @@ impl<'a> Matrix<'a> {
     pub fn new(values: impl Into<Values<'a>>, rows: usize, columns: usize) -> Result<Self, Error> {
         let values = values.into();
         fits("matrix", values.len(), &[rows, columns])?;
-        Ok(Self { values, rows, columns })
+        Ok(Self { values, rows, columns, stride: columns })
     }
 }
 

@@ -64,14 +64,14 @@ fn check(isa: Isa, s: &AttentionShape, masked: Masked, narrow: bool) {
     kernels::attention([q.values(), k.values(), v.values()], s, scale, given, out.values_mut()).unwrap();
     for sample in 0..s.batch {
         for head in 0..s.heads {
-            let key_head = sample * s.key_heads + head / (s.heads / s.key_heads);
+            let key_head = head / (s.heads / s.key_heads);
+            let key_row = |key| (sample * s.keys + key) * s.key_heads + key_head;
             for query in 0..s.queries {
-                let row = (sample * s.heads + head) * s.queries + query;
+                let row = (sample * s.queries + query) * s.heads + head;
                 let scores: Vec<f64> = (0..s.keys)
                     .map(|key| {
-                        let product = (0..s.head_dim).map(|i| {
-                            q.get(row * s.head_dim + i) * k.get((key_head * s.keys + key) * s.head_dim + i)
-                        });
+                        let product = (0..s.head_dim)
+                            .map(|i| q.get(row * s.head_dim + i) * k.get(key_row(key) * s.head_dim + i));
                         let [batch, heads, queries] = mask_shape;
                         let mask_row = (sample % batch * heads + head % heads) * queries + query % queries;
                         let add = given.map_or(0.0, |_| mask[mask_row * s.keys + key]);
@@ -82,7 +82,7 @@ fn check(isa: Isa, s: &AttentionShape, masked: Masked, narrow: bool) {
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for i in 0..s.value_dim {
-                    let values = (0..s.keys).map(|key| v.get((key_head * s.keys + key) * s.value_dim + i));
+                    let values = (0..s.keys).map(|key| v.get(key_row(key) * s.value_dim + i));
                     let sum: f64 = weights.iter().zip(values).map(|(weight, value)| weight * value).sum();
                     let name = || format!("({sample}, {head}, {query}, {i}) of {s:?} {masked:?} on {isa}");
                     // Weights are rounded to bf16 where products of pairs are used.

@@ -400,14 +400,14 @@ fn rotary_angles_are_dealt_out_by_frequency_then_axis() {
         Frequencies { heads: 2, head_dim: 8, theta: 100.0, max_positions: &[20.0, 2048.0, 2048.0] };
     let rope = Rope::new(&positions, &frequencies, Dtype::F32).unwrap();
     let row = [1.0f32, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]; // turned, the halves are cosines and sines
-    let x = Array::from_slice(&row.repeat(4), &[1, 2, 2, 8]).unwrap(); // (batch, heads, tokens, head_dim)
+    let x = Array::from_slice(&row.repeat(4), &[1, 2, 2, 8]).unwrap(); // (batch, tokens, heads, head_dim)
     let turned = rope.rotate(&x).unwrap().to_f32().unwrap();
     let quarter = std::f64::consts::FRAC_PI_2;
     for (token, [t, y, x]) in fractions.into_iter().enumerate() {
         let (low, high) = (quarter, 100.0 * quarter);
         let angles = [0.0, 0.0, low * t, low * y, low * x, high * t, high * y, high * x];
         for (pair, angle) in angles.into_iter().enumerate() {
-            let place = (pair / 4 * 2 + token) * 8 + pair % 4;
+            let place = (token * 2 + pair / 4) * 8 + pair % 4;
             let (cos, sin) = (f64::from(turned[place]), f64::from(turned[place + 4]));
             assert!((cos - angle.cos()).abs() < 1e-5 && (sin - angle.sin()).abs() < 1e-5, "{token} {pair}");
         }

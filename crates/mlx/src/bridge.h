@@ -1,4 +1,4 @@
-// Declarations that cxx's generated code calls. The definitions are in bridge.cc.
+// Declarations that cxx's generated code calls. The definitions are in bridge.cc but for the shortest.
 #pragma once
 
 #include <memory>
@@ -70,6 +70,9 @@ Ptr attention(const array& q, const array& k, const array& v, float scale, const
 Ptr custom(const Arrays& inputs, Ints shape, Type dtype, rust::Box<Kernel> kernel);
 
 bool gpu_available();
+inline bool default_is_gpu() {
+  return mlx::core::default_device() == mlx::core::Device::gpu;
+}
 void set_gpu(bool gpu);
 rust::Vec<Fact> device_facts(bool gpu);
 void synchronize();

@@ -169,6 +169,7 @@ pub(crate) mod ffi {
         ) -> Result<UniquePtr<array>>;
 
         fn gpu_available() -> bool;
+        fn default_is_gpu() -> bool;
         fn set_gpu(gpu: bool) -> Result<()>;
         fn device_facts(gpu: bool) -> Result<Vec<Fact>>;
         fn synchronize() -> Result<()>;

@@ -17,6 +17,11 @@ pub fn gpu_available() -> bool {
     ffi::gpu_available()
 }
 
+/// The one that operations run on: a GPU where there is one, unless [`set`] chose.
+pub fn current() -> Device {
+    if ffi::default_is_gpu() { Device::Gpu } else { Device::Cpu }
+}
+
 /// Makes `device` the one that later operations run on, in every thread: call it before other threads use MLX.
 pub fn set(device: Device) -> Result<()> {
     ffi::set_gpu(device == Device::Gpu).map_err(|error| Error::new("device", error.what()))

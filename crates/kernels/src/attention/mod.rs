@@ -21,8 +21,9 @@ const QUERIES: usize = 240;
 /// Queries whose scores are kept together, at most.
 const STRIP: usize = 48;
 
-/// The sizes of an attention. Queries are (batch, heads, queries, head_dim), keys (batch, key_heads, keys, head_dim),
-/// values (batch, key_heads, keys, value_dim) and the output (batch, heads, queries, value_dim).
+/// The sizes of an attention. Queries are (batch, queries, heads, head_dim), keys (batch, keys, key_heads, head_dim),
+/// values (batch, keys, key_heads, value_dim) and the output (batch, queries, heads, value_dim): as linear layers write
+/// and read them.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct AttentionShape {
@@ -68,10 +69,10 @@ pub fn attention<'a>(
     out: impl Into<ValuesMut<'a>>,
 ) -> Result<(), Error> {
     let (out, s) = (out.into(), shape);
-    fits("queries", q.len(), &[s.batch, s.heads, s.queries, s.head_dim])?;
-    fits("keys", k.len(), &[s.batch, s.key_heads, s.keys, s.head_dim])?;
-    fits("values", v.len(), &[s.batch, s.key_heads, s.keys, s.value_dim])?;
-    fits("output", out.len(), &[s.batch, s.heads, s.queries, s.value_dim])?;
+    fits("queries", q.len(), &[s.batch, s.queries, s.heads, s.head_dim])?;
+    fits("keys", k.len(), &[s.batch, s.keys, s.key_heads, s.head_dim])?;
+    fits("values", v.len(), &[s.batch, s.keys, s.key_heads, s.value_dim])?;
+    fits("output", out.len(), &[s.batch, s.queries, s.heads, s.value_dim])?;
     if let Some(mask) = mask {
         fits("mask", mask.values.len(), &[mask.batch, mask.heads, mask.queries, s.keys])?;
         let sizes = [(mask.batch, s.batch), (mask.heads, s.heads), (mask.queries, s.queries)];
@@ -119,22 +120,22 @@ fn run<T: Element>(
     let at_once = shape.queries.div_ceil(tasks);
     let out = Shared::new(out);
     pool::for_each(shape.batch * shape.heads * tasks, |task| {
-        let (head, first) = (task / tasks, task % tasks * at_once);
+        let first = task % tasks * at_once;
         let queries = first..shape.queries.min(first + at_once);
+        let (sample, head) = (task / tasks / shape.heads, task / tasks % shape.heads);
         let key_head = head / (shape.heads / shape.key_heads);
-        let start = (head * shape.queries + first) * shape.value_dim;
+        let key_start = sample * shape.keys * shape.key_heads + key_head;
         let head = Head {
             words,
             shape,
             scale,
-            q: &q[head * shape.queries * shape.head_dim..][..shape.queries * shape.head_dim],
-            k: &k[key_head * shape.keys * shape.head_dim..][..shape.keys * shape.head_dim],
-            v: &v[key_head * shape.keys * shape.value_dim..][..shape.keys * shape.value_dim],
-            mask: mask.map(|mask| mask.head(head / shape.heads, head % shape.heads, shape.keys)),
+            start: sample * shape.queries * shape.heads + head,
+            q,
+            k: &k[(key_start * shape.head_dim).min(k.len())..],
+            v: &v[(key_start * shape.value_dim).min(v.len())..],
+            mask: mask.map(|mask| mask.head(sample, head, shape.keys)),
         };
-        // SAFETY: each task has queries of its own.
-        let out = unsafe { out.part(start..start + queries.len() * shape.value_dim) };
-        head.attend(queries, out);
+        head.attend(queries, &out);
     });
 }
 
@@ -143,9 +144,11 @@ struct Head<'a, T> {
     words: Words,
     shape: &'a AttentionShape,
     scale: f32,
-    q: &'a [T],             // (queries, head_dim)
-    k: &'a [T],             // (keys, head_dim)
-    v: &'a [T],             // (keys, value_dim)
+    /// The place of its first query among (batch, queries, heads).
+    start: usize,
+    q: &'a [T],             // (batch, queries, heads, head_dim)
+    k: &'a [T],             // (keys, key_heads, head_dim) from its own key head on
+    v: &'a [T],             // (keys, key_heads, value_dim) from its own key head on
     mask: Option<Mask<'a>>, // (queries or 1, keys)
 }
 
@@ -160,8 +163,8 @@ struct State<'a> {
 }
 
 impl<T: Element> Head<'_, T> {
-    /// Writes what `queries` get: `out` (queries, value_dim).
-    fn attend(&self, queries: Range<usize>, out: &mut [T]) {
+    /// Writes what `queries` get into `out` (batch, queries, heads, value_dim).
+    fn attend(&self, queries: Range<usize>, out: &Shared<'_, T>) {
         let Words { width, .. } = self.words;
         let (head_dim, value_dim) = (self.shape.head_dim, self.shape.value_dim);
         let (blocks, key_panels, value_panels) =
@@ -185,7 +188,8 @@ impl<T: Element> Head<'_, T> {
                 part
             });
             for (block, q) in q.chunks_exact_mut(count * WORDS).enumerate() {
-                let rows = Plain { values: self.q, columns: head_dim };
+                let rows =
+                    Plain { values: &self.q[self.start * head_dim..], stride: self.shape.heads * head_dim };
                 self.words.copy_rows(&rows, head_dim, queries.start, block, q);
             }
             sums.fill(0.0);
@@ -210,7 +214,10 @@ impl<T: Element> Head<'_, T> {
                 self.words.active.run(Divide {
                     sums: &sums[value_panels * width * rows.start..value_panels * width * rows.end],
                     totals: &totals[rows.clone()],
-                    out: &mut out[rows.start * value_dim..rows.end * value_dim],
+                    value_dim,
+                    stride: self.shape.heads * value_dim,
+                    start: (self.start + (queries.start + rows.start) * self.shape.heads) * value_dim,
+                    out,
                 });
             }
         });
@@ -220,14 +227,16 @@ impl<T: Element> Head<'_, T> {
     fn pack(&self, keys: Range<usize>, k: &mut [f32], v: &mut [f32]) {
         let (head_dim, value_dim) = (self.shape.head_dim, self.shape.value_dim);
         let block_len = k.len() / self.words.blocks(head_dim);
-        let part = &self.k[keys.start * head_dim..keys.end * head_dim];
-        let weight = Matrix { values: T::values(part), rows: keys.len(), columns: head_dim };
+        let stride = self.shape.key_heads * head_dim;
+        let part = &self.k[keys.start * stride..(keys.end - 1) * stride + head_dim];
+        let weight = Matrix { values: T::values(part), rows: keys.len(), columns: head_dim, stride };
         for (block, to) in k.chunks_exact_mut(block_len).enumerate() {
             let (word, words) = (block * WORDS, self.words.block(head_dim, block));
             self.words.active.run(PackColumns { weight, pairs: self.words.pairs, first: 0, word, words, to });
         }
-        let values = &self.v[keys.start * value_dim..keys.end * value_dim];
-        self.words.active.run(PackValues { values, value_dim, pairs: self.words.pairs, to: v });
+        let stride = self.shape.key_heads * value_dim;
+        let values = &self.v[keys.start * stride..(keys.end - 1) * stride + value_dim];
+        self.words.active.run(PackValues { values, value_dim, stride, pairs: self.words.pairs, to: v });
     }
 
     /// Lets the queries `rows` of the task, which begins at query `start`, see a block of keys.

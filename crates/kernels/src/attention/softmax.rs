@@ -8,12 +8,14 @@ use super::Mask;
 use crate::gemm::WORDS;
 use crate::isa::{Simd, Work};
 use crate::math::exp;
+use crate::pool::Shared;
 use crate::values::{Element, Values, load, store};
 
-/// Values (keys, value_dim) as the right side of a product over keys: (panels of value_dim, WORDS, width).
+/// Values (keys, value_dim), `stride` apart, as the right side of a product over keys: (panels of value_dim, WORDS, width).
 pub(super) struct PackValues<'a, T> {
     pub(super) values: &'a [T],
     pub(super) value_dim: usize,
+    pub(super) stride: usize,
     pub(super) pairs: bool,
     pub(super) to: &'a mut [f32],
 }
@@ -27,11 +29,11 @@ impl<T: Element> Work for PackValues<'_, T> {
         let keys_in_word = if self.pairs { 2 } else { 1 };
         for (panel, to) in self.to.chunks_exact_mut(WORDS * width).enumerate() {
             let columns = panel * width..self.value_dim.min((panel + 1) * width);
-            let words = self.values.chunks(keys_in_word * self.value_dim).zip(to.chunks_exact_mut(width));
+            let words = self.values.chunks(keys_in_word * self.stride).zip(to.chunks_exact_mut(width));
             for (rows, to) in words {
                 to[columns.len()..].fill(0.0);
                 if self.pairs {
-                    let (even, odd) = rows.split_at(self.value_dim);
+                    let (even, odd) = rows.split_at(self.stride.min(rows.len()));
                     let even = &even[columns.clone()];
                     // Beyond the last key stands zero.
                     let odd = if odd.is_empty() { None } else { Some(&odd[columns.clone()]) };
@@ -157,11 +159,15 @@ impl Softmax<'_> {
     }
 }
 
-/// out (queries, value_dim) = sums (panels, queries, width) / totals (queries).
+/// out (queries, value_dim), `stride` apart, = sums (panels, queries, width) / totals (queries).
 pub(super) struct Divide<'a, T> {
     pub(super) sums: &'a [f32],
     pub(super) totals: &'a [f32],
-    pub(super) out: &'a mut [T],
+    pub(super) value_dim: usize,
+    pub(super) stride: usize,
+    /// Where the first query's outputs begin. No other task has these outputs.
+    pub(super) start: usize,
+    pub(super) out: &'a Shared<'a, T>,
 }
 
 impl<T: Element> Work for Divide<'_, T> {
@@ -171,8 +177,10 @@ impl<T: Element> Work for Divide<'_, T> {
     fn run<S: Simd>(self, simd: S) {
         let width = S::LANES * S::VECTORS;
         let rows = self.totals.len();
-        let value_dim = self.out.len() / rows;
-        for (row, (out, &total)) in self.out.chunks_exact_mut(value_dim).zip(self.totals).enumerate() {
+        for (row, &total) in self.totals.iter().enumerate() {
+            let start = self.start + row * self.stride;
+            // SAFETY: the task has these outputs alone.
+            let out = unsafe { self.out.part(start..start + self.value_dim) };
             let share = simd.splat(if total == 0.0 { 0.0 } else { 1.0 / total });
             for (panel, out) in out.chunks_mut(width).enumerate() {
                 let sums = &self.sums[(panel * rows + row) * width..][..width];

@@ -104,7 +104,7 @@ fn run<T: Element, O: Element>(x: &[T], weight: Values<'_>, geometry: Geometry, 
     }
     let narrow = T::NARROW && matches!(weight, Values::Bf16(_));
     let columns = geometry.taps() * geometry.inputs;
-    let weight = Matrix { values: weight, rows: geometry.outputs, columns };
+    let weight = Matrix { values: weight, rows: geometry.outputs, columns, stride: columns };
     let product = Product::new(weight, narrow, end);
     let neighbourhoods = Neighbourhoods { x, geometry };
     // Few outputs: each thread transposes its own part of the weight. Many: the weight is worth transposing first.

@@ -71,7 +71,7 @@ fn run<T: Element, O: Element>(values: &[T], x: Matrix<'_>, weight: Matrix<'_>, 
     }
     let both = matches!((x.values, weight.values), (Values::Bf16(_), Values::Bf16(_)));
     let product = Product::new(weight, both, end);
-    let rows = Plain { values, columns: x.columns };
+    let rows = Plain { values, stride: x.stride };
     // Few columns are too few pieces of work: there the rows are dealt out.
     if weight.rows <= 512 && x.rows > 2 * weight.rows {
         product.by_rows(&rows, x.rows, out);
@@ -83,12 +83,13 @@ fn run<T: Element, O: Element>(values: &[T], x: Matrix<'_>, weight: Matrix<'_>, 
 /// The rows of a matrix.
 pub(crate) struct Plain<'a, T> {
     pub(crate) values: &'a [T],
-    pub(crate) columns: usize,
+    /// Values from one row to the next.
+    pub(crate) stride: usize,
 }
 
 impl<T: Element> Rows for Plain<'_, T> {
     fn copy<E: Element>(&self, row: usize, from: usize, to: &mut [E]) {
-        let from = row * self.columns + from;
+        let from = row * self.stride + from;
         convert(&self.values[from..from + to.len()], to);
     }
 }

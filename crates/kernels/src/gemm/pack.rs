@@ -43,7 +43,7 @@ impl PackColumns<'_> {
     #[inline(always)]
     fn pack<S: Simd, T: Element, E: Element>(self, simd: S, values: &[T]) {
         let width = S::LANES * S::VECTORS;
-        let (rows, k) = (self.weight.rows, self.weight.columns);
+        let Matrix { rows, columns: k, stride: row_stride, .. } = self.weight;
         let in_word = size_of::<f32>() / size_of::<E>();
         let (from, end) = (self.word * in_word, k.min((self.word + self.words) * in_word));
         let bytes: &[u8] = bytemuck::cast_slice(values);
@@ -60,14 +60,14 @@ impl PackColumns<'_> {
                 0
             };
             for word in (0..whole).step_by(S::LANES) {
-                let start = (first * k + from + word * in_word) * size_of::<T>();
-                simd.transpose(&bytes[start..], k * size_of::<T>(), &mut to[word * width..], width);
+                let start = (first * row_stride + from + word * in_word) * size_of::<T>();
+                simd.transpose(&bytes[start..], row_stride * size_of::<T>(), &mut to[word * width..], width);
             }
             for word in (whole..self.words).step_by(S::LANES) {
                 let mut square = [E::zeroed(); 2 * 16 * 16];
                 let (start, stride) = (from + word * in_word, S::LANES * in_word);
                 for (row, square) in square.chunks_exact_mut(stride).take(count).enumerate() {
-                    let row = &values[(first + row) * k..][start..end.min(start + stride)];
+                    let row = &values[(first + row) * row_stride..][start..end.min(start + stride)];
                     convert(row, &mut square[..row.len()]);
                 }
                 let to = &mut to[word * width..];

@@ -117,7 +117,7 @@ impl Attention {
         self.project(x, &attended)
     }
 
-    /// (batch, tokens, query), (batch, others, context), values (batch, heads, others, head_dim) → (batch, heads, tokens, head_dim)
+    /// (batch, tokens, query), (batch, others, context), values (batch, others, heads, head_dim) → (batch, tokens, heads, head_dim)
     fn attend(
         &self,
         x: &Array,
@@ -136,15 +136,15 @@ impl Attention {
         nn::attention(&q, &k, values, scale, mask)
     }
 
-    /// (batch, tokens, heads · head_dim) → (batch, heads, tokens, head_dim)
+    /// (batch, tokens, heads · head_dim) → (batch, tokens, heads, head_dim)
     fn heads(&self, x: &Array) -> mlx::Result<Array> {
         let &Shape { heads, head_dim, .. } = &self.shape;
-        x.reshape(&[x.dim(0), x.dim(1), heads, head_dim])?.transpose(&[0, 2, 1, 3])
+        x.reshape(&[x.dim(0), x.dim(1), heads, head_dim])
     }
 
-    /// Gates per head, from the tokens that asked, and the way back: (batch, heads, tokens, head_dim) → (batch, tokens, query)
+    /// Gates per head, from the tokens that asked, and the way back: (batch, tokens, heads, head_dim) → (batch, tokens, query)
     fn project(&self, x: &Array, attended: &Array) -> mlx::Result<Array> {
-        let mut attended = attended.transpose(&[0, 2, 1, 3])?; // (batch, tokens, heads, head_dim)
+        let mut attended = attended.clone();
         if let Some(gate) = &self.gate {
             let gates = gate.forward(x)?.sigmoid()?.multiply(2.0f32)?; // (batch, tokens, heads)
             attended = attended.multiply(gates.expand_dims(&[3])?)?;

@@ -9,7 +9,7 @@ use mlx::{Array, Dtype};
 
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::nn::{self, Bias, Linear};
+use crate::nn::{self, Activation, Bias, Linear};
 
 /// Width of the sinusoidal embedding.
 const SINUSOID: i32 = 256;
@@ -117,7 +117,7 @@ impl Adaln {
     pub fn forward(&self, timesteps: &Distinct) -> mlx::Result<(Modulation, Modulation)> {
         let count = timesteps.values.len() as i32;
         let sinusoid = sinusoid(&timesteps.values)?.astype(self.dtype)?; // (distinct, 256)
-        let embedding = self.linear_2.forward(&nn::silu(&self.linear_1.forward(&sinusoid)?)?)?; // (distinct, width)
+        let embedding = self.linear_2.forward(&self.linear_1.activated(&sinusoid, Activation::Silu)?)?; // (distinct, width)
         let rows = self.linear.forward(&nn::silu(&embedding)?)?.reshape(&[count, self.rows, self.width])?;
         let each = |values| Modulation { values, index: timesteps.index.clone() };
         Ok((each(rows), each(embedding.expand_dims(&[1])?)))

@@ -10,7 +10,7 @@ use super::stream::{Exchange, Flow};
 use super::{Conditions, Input};
 use crate::checkpoint::Weights;
 use crate::error::{Error, Result};
-use crate::nn::{self, Bias, Linear};
+use crate::nn::{self, Activation, Bias, Linear};
 
 /// What a modality's network derives from its [`Conditions`], once per run.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ impl Port {
         let context = context.astype(self.dtype)?;
         let context = match &self.caption_projection {
             Some(CaptionProjection { linear_1, linear_2 }) => {
-                linear_2.forward(&nn::gelu_tanh(&linear_1.forward(&context)?)?)?
+                linear_2.forward(&linear_1.activated(&context, Activation::GeluTanh)?)?
             }
             None => context,
         };

@@ -24,8 +24,8 @@ pub struct Frequencies<'a> {
 /// Cosines and sines for every token and head.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    cos: Array, // (batch, heads, tokens, head_dim / 2)
-    sin: Array, // (batch, heads, tokens, head_dim / 2)
+    cos: Array, // (batch, tokens, heads, head_dim / 2)
+    sin: Array, // (batch, tokens, heads, head_dim / 2)
 }
 
 impl Rope {
@@ -69,7 +69,6 @@ impl Rope {
                 .reshape(&[batch, tokens, count * axes])?
                 .pad(2, pairs - count * axes, 0, still)?
                 .reshape(&[batch, tokens, heads, head_dim / 2])?
-                .transpose(&[0, 2, 1, 3])? // (batch, heads, tokens, head_dim / 2)
                 .astype(dtype)?
                 .contiguous()?;
             table.eval()?;
@@ -83,14 +82,14 @@ impl Rope {
         let table = |function: fn(f64) -> f64| -> Result<Array> {
             let values: Vec<f32> = angles.iter().map(|&angle| function(f64::from(angle)) as f32).collect();
             let pairs = if tokens > 0 { values.len() as i32 / tokens } else { 0 };
-            Array::from_slice(&values, &[1, 1, tokens, pairs])?.astype(dtype)
+            Array::from_slice(&values, &[1, tokens, 1, pairs])?.astype(dtype)
         };
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Turns each pair (i, i + head_dim / 2) of `x` (batch, heads, tokens, head_dim) by its angle.
+    /// Turns each pair (i, i + head_dim / 2) of `x` (batch, tokens, heads, head_dim) by its angle.
     pub fn rotate(&self, x: &Array) -> Result<Array> {
-        let halves = x.split(2, -1)?; // (batch, heads, tokens, head_dim / 2), twice
+        let halves = x.split(2, -1)?; // (batch, tokens, heads, head_dim / 2), twice
         let (first, second) = (&halves[0], &halves[1]);
         let turned_first = first.multiply(&self.cos)?.subtract(second.multiply(&self.sin)?)?;
         let turned_second = second.multiply(&self.cos)?.add(first.multiply(&self.sin)?)?;

@@ -9,7 +9,7 @@ use super::modulation::{Modulation, modulated, modulated_norm};
 use super::port::Prepared;
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::nn::{self, Bias, Linear};
+use crate::nn::{self, Activation, Bias, Linear};
 
 /// A modality on its way through the blocks.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl FeedForward {
 
     /// (batch, tokens, width) → (batch, tokens, width)
     pub fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        self.narrow.forward(&nn::gelu_tanh(&self.wide.forward(x)?)?)
+        self.narrow.forward(&self.wide.activated(x, Activation::GeluTanh)?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use mlx::Array;
 
-use super::Bias;
+use super::{Bias, cpu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -31,6 +31,9 @@ impl Conv {
 
     /// (batch, spatial.., in) → (batch, spatial.., out)
     pub fn forward(&self, x: &Array, settings: &mlx::Conv) -> mlx::Result<Array> {
+        if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings) {
+            return y;
+        }
         let y = x.conv(&self.weight, settings)?;
         match &self.bias {
             Some(bias) => y.add(bias),
@@ -92,7 +95,8 @@ impl TransposedConv {
 /// A filter for each channel: (batch, time, channels) with a weight (channels, taps, 1) → (batch, (time − taps) / stride
 /// + 1, channels).
 pub fn depthwise(x: &Array, weight: &Array, stride: i32) -> mlx::Result<Array> {
-    x.conv(weight, &mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() })
+    let settings = mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() };
+    cpu::conv(x, weight, None, &settings).unwrap_or_else(|| x.conv(weight, &settings))
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Linear layers.
 
+use kernels::Activation;
 use mlx::Array;
 
+use super::{cpu, gelu_tanh, silu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -36,10 +38,22 @@ impl Linear {
 
     /// (.., in) → (.., out)
     pub fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        let y = x.matmul(self.weight.transpose_last()?)?;
-        match &self.bias {
-            Some(bias) => y.add(bias),
-            None => Ok(y),
+        self.activated(x, Activation::None)
+    }
+
+    /// activation(x · weightᵀ + bias): (.., in) → (.., out)
+    pub fn activated(&self, x: &Array, activation: Activation) -> mlx::Result<Array> {
+        if let Some(y) = cpu::linear(x, &self.weight, self.bias.as_ref(), activation) {
+            return y;
+        }
+        let mut y = x.matmul(self.weight.transpose_last()?)?;
+        if let Some(bias) = &self.bias {
+            y = y.add(bias)?;
+        }
+        match activation {
+            Activation::None => Ok(y),
+            Activation::GeluTanh => gelu_tanh(&y),
+            Activation::Silu => silu(&y),
         }
     }
 }

@@ -3,9 +3,11 @@
 //! Layers know their weights' official layout and nothing of the model around them.
 
 mod conv;
+pub mod cpu;
 mod linear;
 
 pub use conv::{Conv, TransposedConv, depthwise};
+pub use kernels::Activation;
 pub use linear::{Bias, Linear};
 
 use mlx::{Array, Dtype, Result};
@@ -31,9 +33,16 @@ pub fn layer_norm(x: &Array, eps: f32) -> Result<Array> {
     mlx::fast::layer_norm(x, None, None, eps)
 }
 
-/// softmax(q · kᵀ · scale + mask) · v, with q, k, v as (batch, heads, tokens, head_dim).
+/// softmax(q · kᵀ · scale + mask) · v. All are (batch, tokens, heads, head_dim), as linear layers write and read them;
+/// groups of query heads may share a key head. `mask` broadcasts to (batch, heads, q tokens, k tokens): numbers are added,
+/// bools choose.
 pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Array>) -> Result<Array> {
-    mlx::fast::attention(q, k, v, scale, mask)
+    if let Some(attended) = cpu::attention([q, k, v], scale, mask) {
+        return attended;
+    }
+    let heads_first = |x: &Array| x.transpose(&[0, 2, 1, 3]); // (batch, heads, tokens, head_dim)
+    mlx::fast::attention(&heads_first(q)?, &heads_first(k)?, &heads_first(v)?, scale, mask)?
+        .transpose(&[0, 2, 1, 3])
 }
 
 /// GELU in its tanh form: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).

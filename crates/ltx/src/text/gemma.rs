@@ -9,7 +9,7 @@ use super::GemmaFolder;
 use crate::checkpoint::{Config, Weights};
 use crate::dit::Rope;
 use crate::error::Result;
-use crate::nn::{self, Bias, Linear};
+use crate::nn::{self, Activation, Bias, Linear};
 
 /// How the layers of one kind attend.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -256,7 +256,7 @@ impl Layer {
         let attended = self.attend(&self.input_norm.forward(x)?, span, settings)?;
         let x = x.add(self.post_attention_norm.forward(&attended)?)?;
         let y = self.pre_feedforward_norm.forward(&x)?;
-        let y = nn::gelu_tanh(&self.gate.forward(&y)?)?.multiply(self.up.forward(&y)?)?; // (1, tokens, intermediate)
+        let y = self.gate.activated(&y, Activation::GeluTanh)?.multiply(self.up.forward(&y)?)?; // (1, tokens, intermediate)
         let y = self.down.forward(&y)?;
         Ok(x.add(self.post_feedforward_norm.forward(&y)?)?)
     }
@@ -264,7 +264,7 @@ impl Layer {
     fn attend(&self, x: &Array, span: &Span, settings: &Settings) -> Result<Array> {
         let tokens = x.dim(1);
         let heads = |x: Array, heads: i32| -> mlx::Result<Array> {
-            x.reshape(&[1, tokens, heads, settings.head_dim])?.transpose(&[0, 2, 1, 3]) // (1, heads, tokens, head_dim)
+            x.reshape(&[1, tokens, heads, settings.head_dim])
         };
         let q = self.q_norm.forward(&heads(self.q.forward(x)?, settings.heads)?)?;
         let k = self.k_norm.forward(&heads(self.k.forward(x)?, settings.key_heads)?)?;
@@ -273,8 +273,7 @@ impl Layer {
             Rope::from_angles(&angles(tokens as usize, settings.head_dim as usize, span), tokens, x.dtype())?;
         let mask = mask(tokens as usize, span.window)?;
         let attended = nn::attention(&rope.rotate(&q)?, &rope.rotate(&k)?, &v, settings.scale, Some(&mask))?;
-        let attended = attended.transpose(&[0, 2, 1, 3])?.reshape(&[1, tokens, -1])?; // (1, tokens, heads · head_dim)
-        Ok(self.o.forward(&attended)?)
+        Ok(self.o.forward(&attended.reshape(&[1, tokens, -1])?)?) // from (1, tokens, heads · head_dim)
     }
 }
 

@@ -6,7 +6,7 @@ use super::Noise;
 use super::conv::{CausalConv, Padding};
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::nn::{self, Bias, Conv, Linear};
+use crate::nn::{self, Activation, Bias, Conv, Linear};
 
 /// What blocks need to know of the pass they run in.
 pub(super) struct Pass<'a, 'n> {
@@ -173,7 +173,7 @@ pub(super) fn embed(weights: &Weights, timestep: f32, width: i32) -> Result<Arra
     let weights = weights.at("timestep_embedder");
     let linear1 = Linear::load(&weights.at("linear_1"), 2 * HALF, width, Bias::Yes)?;
     let linear2 = Linear::load(&weights.at("linear_2"), width, width, Bias::Yes)?;
-    Ok(linear2.forward(&nn::silu(&linear1.forward(&waves)?)?)?)
+    Ok(linear2.forward(&linear1.activated(&waves, Activation::Silu)?)?)
 }
 
 /// Single-head self-attention among the places of each frame.
@@ -201,7 +201,7 @@ impl Attention {
         let y = x.reshape(&[frames, height, width, channels])?;
         // The norm is x / ‖x‖ · √channels with no epsilon worth the name; this one only keeps zeros zero.
         let y = self.qkv.forward(&nn::rms_norm(&y, Some(&self.gain), 1e-30)?, &settings)?;
-        let y = y.reshape(&[frames, 1, height * width, 3 * channels])?.split(3, 3)?; // (frames, head, places, channels)
+        let y = y.reshape(&[frames, height * width, 1, 3 * channels])?.split(3, 3)?; // (frames, places, head, channels)
         let y = nn::attention(&y[0], &y[1], &y[2], (channels as f32).sqrt().recip(), None)?;
         let y = self.out.forward(&y.reshape(&[frames, height, width, channels])?, &settings)?;
         Ok(y.reshape(x.shape())?.add(x)?)
