@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use kernels::{Activation, AttentionShape, Axis, ConvShape, Matrix};
+use kernels::{AttentionShape, Axis, ConvShape, Epilogue, Matrix};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut filters = Vec::new();
@@ -28,15 +28,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (x, weight, mut out) = (narrow(m * k), narrow(n * k), narrow(m * n));
             let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
             time(&(name.clone() + "-bf16"), flops, || {
-                kernels::linear(x, weight, None, Activation::None, &mut out[..])
+                kernels::linear(x, weight, &Epilogue::default(), &mut out[..])
             })?;
         }
         if wanted(&(name.clone() + "-f32")) {
             let (x, weight, mut out) = (wide(m * k), wide(n * k), wide(m * n));
             let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
-            time(&(name + "-f32"), flops, || {
-                kernels::linear(x, weight, None, Activation::None, &mut out[..])
-            })?;
+            time(&(name + "-f32"), flops, || kernels::linear(x, weight, &Epilogue::default(), &mut out[..]))?;
         }
     }
     for (heads, tokens, head_dim) in [(32, 1024, 128), (32, 1024, 64), (8, 4096, 128)] {
@@ -89,14 +87,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (x, weight, mut out) = (narrow(places * inputs), narrow(weights), narrow(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
             time(&(name.clone() + "-bf16"), flops, || {
-                kernels::conv(x, weight, None, &shape, Activation::None, &mut out[..])
+                kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
         }
         if wanted(&(name.clone() + "-f32")) {
             let (x, weight, mut out) = (wide(places * inputs), wide(weights), wide(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
             time(&(name + "-f32"), flops, || {
-                kernels::conv(x, weight, None, &shape, Activation::None, &mut out[..])
+                kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
         }
     }

@@ -15,7 +15,7 @@ mod values;
 
 pub use attention::{AttentionShape, Mask, attention};
 pub use conv::{Axis, ConvShape, conv};
-pub use gemm::linear;
+pub use gemm::{Epilogue, Gate, Residual, linear};
 pub use isa::{Isa, isa, set_isa};
 pub use math::Activation;
 pub use pool::{set_threads, threads};

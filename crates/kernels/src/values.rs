@@ -1,5 +1,7 @@
 //! What kernels read and write: row-major slices of f32 or bf16, and matrices of them.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::Error;
@@ -57,6 +59,15 @@ impl Values<'_> {
     /// Whether there are none.
     pub fn is_empty(self) -> bool {
         self.len() == 0
+    }
+
+    /// Up to a vector's worth of `part`; zeros in the lanes beyond.
+    #[inline(always)]
+    pub(crate) fn load<S: Simd>(self, simd: S, part: Range<usize>) -> S::V {
+        match self {
+            Self::F32(values) => load(simd, &values[part]),
+            Self::Bf16(values) => load(simd, &values[part]),
+        }
     }
 
     /// All values as f32.

@@ -4,7 +4,7 @@
 
 mod support;
 
-use kernels::{Activation, Axis, ConvShape, Isa};
+use kernels::{Activation, Axis, ConvShape, Epilogue, Isa};
 use support::{Data, close, every_isa, silu};
 
 fn axis(size: usize, kernel: usize, stride: usize, dilation: usize, before: isize, after: isize) -> Axis {
@@ -33,9 +33,8 @@ fn check(isa: Isa, shape: &ConvShape, [x, weight, out]: [bool; 3]) {
     kernels::conv(
         x.values(),
         weight.values(),
-        Some(bias.values()),
         shape,
-        Activation::Silu,
+        &Epilogue { bias: Some(bias.values()), activation: Activation::Silu, residual: None },
         ours.values_mut(),
     )
     .unwrap();
@@ -123,7 +122,8 @@ fn refuses_what_does_not_fit() {
     let fits = |shape: &ConvShape, x: usize, weight: usize, bias: usize, out: usize| {
         let mut written = [0.0f32; 64];
         let [x, weight, bias] = [x, weight, bias].map(|len| (&values[..len]).into());
-        kernels::conv(x, weight, Some(bias), shape, Activation::None, &mut written[..out]).is_ok()
+        let epilogue = Epilogue { bias: Some(bias), ..Epilogue::default() };
+        kernels::conv(x, weight, shape, &epilogue, &mut written[..out]).is_ok()
     };
     let shape = ConvShape { batch: 1, axes: vec![axis(5, 3, 1, 1, 1, 1)], inputs: 2, outputs: 3, groups: 1 };
     assert!(fits(&shape, 10, 18, 3, 15));

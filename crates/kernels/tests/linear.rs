@@ -4,7 +4,7 @@
 
 mod support;
 
-use kernels::{Activation, Error, Matrix};
+use kernels::{Activation, Epilogue, Error, Gate, Matrix, Residual};
 use support::{Data, close, every_isa, gelu_tanh, silu};
 
 #[test]
@@ -43,8 +43,7 @@ fn agrees_with_sums_in_f64() {
                     kernels::linear(
                         Matrix::new(x.values(), m, k).unwrap(),
                         Matrix::new(weight.values(), n, k).unwrap(),
-                        with_bias.then(|| bias.values()),
-                        activation,
+                        &Epilogue { bias: with_bias.then(|| bias.values()), activation, residual: None },
                         ours.values_mut(),
                     )
                     .unwrap();
@@ -80,7 +79,7 @@ fn threads_do_not_change_the_result() {
                 let mut out = vec![0.0f32; m * n];
                 let (x, weight) =
                     (Matrix::new(x.values(), m, k).unwrap(), Matrix::new(weight.values(), n, k).unwrap());
-                kernels::linear(x, weight, None, Activation::None, &mut out[..]).unwrap();
+                kernels::linear(x, weight, &Epilogue::default(), &mut out[..]).unwrap();
                 out
             });
             assert!(results[0] == results[1] && results[0] == results[2], "m{m} n{n} k{k} on {isa}");
@@ -96,12 +95,61 @@ fn refuses_what_does_not_fit() {
     assert!(Matrix::new(&values[..], usize::MAX, 13).is_err());
     let mut out = [0.0f32; 6];
     let refused = |x, weight, bias: Option<&[f32]>, out: &mut [f32]| {
-        kernels::linear(x, weight, bias.map(Into::into), Activation::None, out).is_err()
+        let epilogue = Epilogue { bias: bias.map(Into::into), ..Epilogue::default() };
+        kernels::linear(x, weight, &epilogue, out).is_err()
     };
     assert!(refused(matrix(2, 4), matrix(3, 3), None, &mut out));
     assert!(refused(matrix(2, 4), matrix(3, 4), None, &mut out[..5]));
     assert!(refused(matrix(2, 4), matrix(3, 4), Some(&values[..2]), &mut out));
     assert!(!refused(matrix(2, 4), matrix(3, 4), Some(&values[..3]), &mut out));
+    let refused = |residual: usize, gate: usize, rows: usize, repeat: usize| {
+        let gate = Some(Gate { values: values[..gate].into(), rows, repeat });
+        let residual = Some(Residual { values: values[..residual].into(), gate });
+        let epilogue = Epilogue { residual, ..Epilogue::default() };
+        kernels::linear(matrix(2, 4), matrix(3, 4), &epilogue, &mut [0.0f32; 6][..]).is_err()
+    };
+    assert!(!refused(6, 6, 2, 1));
+    assert!(refused(5, 6, 2, 1));
+    assert!(refused(6, 5, 2, 1));
+    assert!(refused(6, 0, 0, 1));
+    assert!(refused(6, 3, 1, 0));
+}
+
+/// Two samples of rows with a gate for each sample, for each row, and for all; and none.
+#[test]
+fn outputs_are_gated_and_added() {
+    every_isa(|isa| {
+        for (m, n, k, gates) in
+            [(6, 37, 20, (2, 3)), (2, 9, 5, (1, 2)), (40, 70, 33, (20, 1)), (14, 33, 8, (0, 1))]
+        {
+            for narrow in [false, true] {
+                let (x, weight) = (Data::new(m * k, 1, narrow), Data::new(n * k, 2, narrow));
+                let (residual, gate) = (Data::new(m * n, 3, narrow), Data::new(gates.0 * n, 4, narrow));
+                let bias = Data::new(n, 5, false);
+                let mut ours = Data::new(m * n, 6, narrow);
+                let (rows, repeat) = gates;
+                let epilogue = Epilogue {
+                    bias: Some(bias.values()),
+                    residual: Some(Residual {
+                        values: residual.values(),
+                        gate: (rows > 0).then(|| Gate { values: gate.values(), rows, repeat }),
+                    }),
+                    ..Epilogue::default()
+                };
+                let (x_matrix, weight_matrix) =
+                    (Matrix::new(x.values(), m, k).unwrap(), Matrix::new(weight.values(), n, k).unwrap());
+                kernels::linear(x_matrix, weight_matrix, &epilogue, ours.values_mut()).unwrap();
+                for (row, column) in (0..m * n).map(|index| (index / n, index % n)) {
+                    let products = (0..k).map(|i| x.get(row * k + i) * weight.get(column * k + i));
+                    let sum = products.sum::<f64>() + bias.get(column);
+                    let factor = if rows > 0 { gate.get(row / repeat % rows * n + column) } else { 1.0 };
+                    let expected = residual.get(row * n + column) + factor * sum;
+                    let name = || format!("({row}, {column}) of m{m} n{n} k{k} on {isa}");
+                    close(ours.get(row * n + column), expected, 1e-5, narrow, name);
+                }
+            }
+        }
+    });
 }
 
 /// Without products, what is left is the bias.
@@ -115,8 +163,7 @@ fn sums_of_nothing_are_zero() {
             kernels::linear(
                 x.unwrap(),
                 weight.unwrap(),
-                Some(bias[..].into()),
-                Activation::None,
+                &Epilogue { bias: Some(bias[..].into()), ..Epilogue::default() },
                 &mut out[..],
             )
             .unwrap();

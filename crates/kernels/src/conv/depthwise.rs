@@ -51,10 +51,7 @@ impl<T: Element, O: Element> Work for Filter<'_, T, O> {
             let (sample, place) = self.geometry.output(self.first + row);
             for (vector, out) in out.chunks_mut(S::LANES).enumerate() {
                 let part = vector * S::LANES..vector * S::LANES + out.len();
-                let mut sum = match self.end.bias {
-                    Some(bias) => load(simd, &bias[part.clone()]),
-                    None => simd.splat(0.0),
-                };
+                let mut sum = simd.splat(0.0);
                 for tap in 0..a.kernel * b.kernel * c.kernel {
                     let (Some(i), Some(j), Some(k)) = (
                         a.place(place[0], tap / (b.kernel * c.kernel)),
@@ -68,7 +65,7 @@ impl<T: Element, O: Element> Work for Filter<'_, T, O> {
                     let weight = load(simd, &self.weight[tap * channels..][part.clone()]);
                     sum = simd.fma(x, weight, sum);
                 }
-                store(simd, self.end.activation.apply(simd, sum), out);
+                store(simd, self.end.apply(simd, sum, self.first + row, part, channels), out);
             }
         }
     }

@@ -6,8 +6,7 @@
 mod depthwise;
 
 use crate::Error;
-use crate::gemm::{End, Product, Rows};
-use crate::math::Activation;
+use crate::gemm::{End, Epilogue, Product, Rows};
 use crate::values::{Element, Matrix, Values, ValuesMut, convert, fits};
 
 /// One axis of a convolution.
@@ -62,13 +61,13 @@ pub struct ConvShape {
     pub groups: usize,
 }
 
-/// out (batch, outputs of axes.., outputs) = activation(x ⋆ weight + bias (outputs)); the kernel is not flipped.
+/// out (batch, outputs of axes.., outputs) = epilogue(x ⋆ weight), whose rows are all places of the output; the kernel is not
+/// flipped.
 pub fn conv<'a>(
     x: Values<'_>,
     weight: Values<'_>,
-    bias: Option<Values<'_>>,
     shape: &ConvShape,
-    activation: Activation,
+    epilogue: &Epilogue<'_>,
     out: impl Into<ValuesMut<'a>>,
 ) -> Result<(), Error> {
     let out = out.into();
@@ -80,14 +79,11 @@ pub fn conv<'a>(
     fits("weight", weight.len(), &[shape.outputs, a, b, c, shape.inputs / shape.groups.max(1)])?;
     let [a, b, c] = sizes(Axis::outputs);
     fits("output", out.len(), &[shape.batch, a, b, c, shape.outputs])?;
-    if let Some(bias) = bias {
-        fits("bias", bias.len(), &[shape.outputs])?;
-    }
     if out.is_empty() {
         return Ok(());
     }
-    let bias = bias.map(Values::to_f32);
-    let end = End { bias: bias.as_deref(), activation };
+    let bias = epilogue.bias.map(Values::to_f32);
+    let end = End::new(epilogue, bias.as_deref(), [out.len() / shape.outputs, shape.outputs])?;
     match (x, out) {
         (Values::F32(x), ValuesMut::F32(out)) => run(x, weight, geometry, end, out),
         (Values::F32(x), ValuesMut::Bf16(out)) => run(x, weight, geometry, end, out),

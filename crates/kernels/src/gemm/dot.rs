@@ -81,9 +81,9 @@ impl<T: Element, O: Element> Dots<'_, T, O> {
             for (row, sums) in sums.iter().enumerate() {
                 for (index, &sum) in sums.iter().enumerate().take(count) {
                     let column = first + index;
-                    let bias = self.end.bias.map_or(0.0, |bias| bias[column]);
-                    let value = self.end.activation.apply(simd, simd.splat(simd.sum(sum) + bias));
-                    let at = row * self.weight.rows + column;
+                    let (sum, n) = (simd.splat(simd.sum(sum)), self.weight.rows);
+                    let value = self.end.apply(simd, sum, row, column..column + 1, n);
+                    let at = row * n + column;
                     // SAFETY: the task has these columns alone.
                     store(simd, value, unsafe { self.out.part(at..at + 1) });
                 }

@@ -1,11 +1,102 @@
 //! From sums to outputs.
 
-use super::End;
-use crate::isa::{Simd, Work};
-use crate::pool::Shared;
-use crate::values::{Element, load, store};
+use std::ops::Range;
 
-/// out = activation(sums + bias) for a panel: `sums` (rows, panel width) go to rows `row ..`, columns `column ..` of `out`
+use crate::Error;
+use crate::isa::{Simd, Work};
+use crate::math::Activation;
+use crate::pool::Shared;
+use crate::values::{Element, Values, fits, load, store};
+
+/// What a layer does with its sums: residual + gate · activation(sums + bias).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// (n)
+    pub bias: Option<Values<'a>>,
+    #[allow(missing_docs)]
+    pub activation: Activation,
+    /// What the output is added to.
+    pub residual: Option<Residual<'a>>,
+}
+
+/// What an output (m, n) is added to.
+#[derive(Clone, Copy, Debug)]
+pub struct Residual<'a> {
+    /// (m, n)
+    pub values: Values<'a>,
+    /// What the output is multiplied by first.
+    pub gate: Option<Gate<'a>>,
+}
+
+/// Factors for the rows of an output (m, n).
+#[derive(Clone, Copy, Debug)]
+pub struct Gate<'a> {
+    /// (rows, n)
+    pub values: Values<'a>,
+    /// Row `r` of the output takes row `r / repeat % rows`.
+    pub rows: usize,
+    #[allow(missing_docs)]
+    pub repeat: usize,
+}
+
+/// An [`Epilogue`] that is known to fit, with the bias widened once.
+#[derive(Clone, Copy)]
+pub(crate) struct End<'a> {
+    pub(crate) bias: Option<&'a [f32]>,
+    activation: Activation,
+    residual: Option<Residual<'a>>,
+}
+
+impl<'a> End<'a> {
+    /// For an output (m, n); `bias` is the epilogue's, widened.
+    pub(crate) fn new(
+        epilogue: &Epilogue<'a>,
+        bias: Option<&'a [f32]>,
+        [m, n]: [usize; 2],
+    ) -> Result<Self, Error> {
+        if let Some(bias) = bias {
+            fits("bias", bias.len(), &[n])?;
+        }
+        if let Some(residual) = epilogue.residual {
+            fits("residual", residual.values.len(), &[m, n])?;
+            if let Some(gate) = residual.gate {
+                fits("gate", gate.values.len(), &[gate.rows, n])?;
+                if gate.rows == 0 || gate.repeat == 0 {
+                    let found = format!("{} rows, each for {}", gate.rows, gate.repeat);
+                    return Err(Error::Shape { what: "gate", expected: "a row at least".into(), found });
+                }
+            }
+        }
+        Ok(Self { bias, activation: epilogue.activation, residual: epilogue.residual })
+    }
+
+    /// What becomes of a vector of sums that belong to `columns` of row `row`; `n` is how many columns there are in all.
+    #[inline(always)]
+    pub(crate) fn apply<S: Simd>(
+        &self,
+        simd: S,
+        mut sum: S::V,
+        row: usize,
+        columns: Range<usize>,
+        n: usize,
+    ) -> S::V {
+        if let Some(bias) = self.bias {
+            sum = simd.add(sum, load(simd, &bias[columns.clone()]));
+        }
+        let value = self.activation.apply(simd, sum);
+        let Some(Residual { values, gate }) = self.residual else { return value };
+        let part = |row: usize| row * n + columns.start..row * n + columns.end;
+        let residual = values.load(simd, part(row));
+        match gate {
+            None => simd.add(residual, value),
+            Some(gate) => {
+                simd.fma(gate.values.load(simd, part(row / gate.repeat % gate.rows)), value, residual)
+            }
+        }
+    }
+}
+
+/// Writes the outputs of a panel: `sums` (rows, panel width) go to rows `row ..`, columns `column ..` of `out`
 /// (rows, columns).
 pub(super) struct Finish<'a, O> {
     pub(super) sums: &'a [f32],
@@ -30,12 +121,9 @@ impl<O: Element> Work for Finish<'_, O> {
             let out = unsafe { self.out.part(start..start + count) };
             for (vector, out) in out.chunks_mut(S::LANES).enumerate() {
                 let at = vector * S::LANES;
-                let mut sum = simd.load(&sums[at..]);
-                if let Some(bias) = self.end.bias {
-                    let bias = &bias[self.column + at..self.column + at + out.len()];
-                    sum = simd.add(sum, load(simd, bias));
-                }
-                store(simd, self.end.activation.apply(simd, sum), out);
+                let columns = self.column + at..self.column + at + out.len();
+                let sum = simd.load(&sums[at..]);
+                store(simd, self.end.apply(simd, sum, self.row + row, columns, self.columns), out);
             }
         }
     }

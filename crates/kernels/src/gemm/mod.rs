@@ -13,12 +13,13 @@ mod tile;
 use half::bf16;
 
 use crate::isa::{Active, Simd, Work};
-use crate::math::Activation;
 use crate::pool::{self, Shared, with_buffer};
 use crate::values::{Element, Matrix, Values, ValuesMut, convert};
 use crate::{Error, values};
 
+pub(crate) use finish::End;
 use finish::Finish;
+pub use finish::{Epilogue, Gate, Residual};
 pub(crate) use pack::{PackColumns, Rows};
 pub(crate) use tile::Tiles;
 
@@ -31,12 +32,11 @@ pub(crate) const ROWS_AT_ONCE: usize = 320;
 /// Fewer rows are bound by reading the weight; transposing it would only cost.
 const DOT_ROWS: usize = 4;
 
-/// out (m, n) = activation(x (m, k) · weightᵀ (n, k) + bias (n)).
+/// out (m, n) = residual (m, n) + gate · activation(x (m, k) · weightᵀ (n, k) + bias (n)), with what `epilogue` has of it.
 pub fn linear<'a>(
     x: Matrix<'_>,
     weight: Matrix<'_>,
-    bias: Option<Values<'_>>,
-    activation: Activation,
+    epilogue: &Epilogue<'_>,
     out: impl Into<ValuesMut<'a>>,
 ) -> Result<(), Error> {
     let out = out.into();
@@ -48,14 +48,11 @@ pub fn linear<'a>(
         });
     }
     values::fits("output", out.len(), &[x.rows, weight.rows])?;
-    if let Some(bias) = bias {
-        values::fits("bias", bias.len(), &[weight.rows])?;
-    }
+    let bias = epilogue.bias.map(Values::to_f32);
+    let end = End::new(epilogue, bias.as_deref(), [x.rows, weight.rows])?;
     if out.is_empty() {
         return Ok(());
     }
-    let bias = bias.map(Values::to_f32);
-    let end = End { bias: bias.as_deref(), activation };
     match (x.values, out) {
         (Values::F32(values), ValuesMut::F32(out)) => run(values, x, weight, end, out),
         (Values::F32(values), ValuesMut::Bf16(out)) => run(values, x, weight, end, out),
@@ -92,13 +89,6 @@ impl<T: Element> Rows for Plain<'_, T> {
         let from = row * self.stride + from;
         convert(&self.values[from..from + to.len()], to);
     }
-}
-
-/// What happens to the sums.
-#[derive(Clone, Copy)]
-pub(crate) struct End<'a> {
-    pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) activation: Activation,
 }
 
 /// How rows are cut for the instruction set in use.

@@ -5,7 +5,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kernels::{Activation, AttentionShape, Axis, ConvShape, Isa, Mask, Matrix, Values, ValuesMut};
+use kernels::{
+    Activation, AttentionShape, Axis, ConvShape, Epilogue, Gate, Isa, Mask, Matrix, Residual, Values,
+    ValuesMut,
+};
 use mlx::device::Device;
 use mlx::{Array, Dtype, Input, Output};
 
@@ -92,27 +95,58 @@ fn text(error: kernels::Error) -> String {
     error.to_string()
 }
 
-/// activation(x (.., k) · weightᵀ (n, k) + bias (n)) → (.., n), or None where kernels do not take it.
+/// residual (.., n) + gate · activation(x (.., k) · weightᵀ (n, k) + bias (n)) → (.., n), or None where kernels do not take
+/// it. The gate is (batch or 1, tokens or 1, n).
 pub(super) fn linear(
     x: &Array,
     weight: &Array,
     bias: Option<&Array>,
     activation: Activation,
+    residual: Option<(&Array, &Array)>,
 ) -> Option<mlx::Result<Array>> {
     let [n, k] = sizes(weight)?;
-    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).collect();
+    let shape = [&x.shape()[..x.rank() - 1], &[n as i32]].concat();
+    let inputs: Vec<&Array> = [x, weight]
+        .into_iter()
+        .chain(bias)
+        .chain(residual.into_iter().flat_map(|(x, gate)| [x, gate]))
+        .collect();
     let fits = x.shape().last() == Some(&(k as i32)) && bias.is_none_or(|bias| bias.shape() == [n as i32]);
     if !fits || !takes(inputs.iter().copied()) {
         return None;
     }
-    let (rows, dtype) = (x.size() / k, promoted(inputs.iter().copied()));
-    let shape = [&x.shape()[..x.rank() - 1], &[n as i32]].concat();
+    let gate = match residual {
+        Some((residual, _)) if residual.shape() != shape => return None,
+        Some((_, gate)) => Some(gate_rows(gate, &shape)?),
+        None => None,
+    };
+    let (rows, dtype, biased) = (x.size() / k, promoted(inputs.iter().copied()), bias.is_some());
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
         let x = Matrix::new(values(&inputs[0])?, rows, k).map_err(text)?;
         let weight = Matrix::new(values(&inputs[1])?, n, k).map_err(text)?;
-        let bias = inputs.get(2).map(values).transpose()?;
-        kernels::linear(x, weight, bias, activation, values_mut(output, dtype)?).map_err(text)
+        let (bias, rest) = inputs[2..].split_at(usize::from(biased));
+        let bias = bias.first().map(values).transpose()?;
+        let residual = match (rest, gate) {
+            ([residual, gates], Some((rows, repeat))) => {
+                let gate = Some(Gate { values: values(gates)?, rows, repeat });
+                Some(Residual { values: values(residual)?, gate })
+            }
+            _ => None,
+        };
+        let epilogue = Epilogue { bias, activation, residual };
+        kernels::linear(x, weight, &epilogue, values_mut(output, dtype)?).map_err(text)
     }))
+}
+
+/// How the rows of a gate (batch or 1, tokens or 1, n) are dealt out to those of an output (batch, tokens, n): how many there
+/// are, and for how many outputs in a row each.
+fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
+    let (&[batch, tokens, n], &[gate_batch, gate_tokens, gate_n]) = (shape, gate.shape()) else {
+        return None;
+    };
+    let fits = gate_n == n && [1, batch].contains(&gate_batch) && [1, tokens].contains(&gate_tokens);
+    let repeat = if gate_tokens == 1 { tokens } else { 1 };
+    fits.then_some(((gate_batch * gate_tokens) as usize, repeat as usize))
 }
 
 /// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), or None where kernels do not take it.
@@ -166,7 +200,8 @@ pub(super) fn conv(
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
         let bias = inputs.get(2).map(values).transpose()?;
         let (x, weight) = (values(&inputs[0])?, values(&inputs[1])?);
-        kernels::conv(x, weight, bias, &sizes, Activation::None, values_mut(output, dtype)?).map_err(text)
+        let epilogue = Epilogue { bias, ..Epilogue::default() };
+        kernels::conv(x, weight, &sizes, &epilogue, values_mut(output, dtype)?).map_err(text)
     }))
 }
 

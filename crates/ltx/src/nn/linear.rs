@@ -43,7 +43,7 @@ impl Linear {
 
     /// activation(x · weightᵀ + bias): (.., in) → (.., out)
     pub fn activated(&self, x: &Array, activation: Activation) -> mlx::Result<Array> {
-        if let Some(y) = cpu::linear(x, &self.weight, self.bias.as_ref(), activation) {
+        if let Some(y) = cpu::linear(x, &self.weight, self.bias.as_ref(), activation, None) {
             return y;
         }
         let mut y = x.matmul(self.weight.transpose_last()?)?;
@@ -55,5 +55,13 @@ impl Linear {
             Activation::GeluTanh => gelu_tanh(&y),
             Activation::Silu => silu(&y),
         }
+    }
+
+    /// residual + gate · (x · weightᵀ + bias): `x` (batch, tokens, in), `residual` (batch, tokens, out) and `gate` (batch
+    /// or 1, tokens or 1, out) → (batch, tokens, out)
+    pub fn gated_onto(&self, residual: &Array, gate: &Array, x: &Array) -> mlx::Result<Array> {
+        let fused =
+            cpu::linear(x, &self.weight, self.bias.as_ref(), Activation::None, Some((residual, gate)));
+        fused.unwrap_or_else(|| residual.add(self.forward(x)?.multiply(gate)?))
     }
 }
