@@ -14,7 +14,7 @@ mod pool;
 mod values;
 
 pub use attention::{AttentionShape, Mask, attention};
-pub use conv::{Axis, ConvShape, conv};
+pub use conv::{Axis, ConvShape, Padding, conv};
 pub use gemm::{Epilogue, Gate, Residual, linear};
 pub use isa::{Isa, isa, set_isa};
 pub use math::Activation;

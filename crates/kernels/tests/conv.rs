@@ -4,11 +4,16 @@
 
 mod support;
 
-use kernels::{Activation, Axis, ConvShape, Epilogue, Isa};
+use kernels::{Activation, Axis, ConvShape, Epilogue, Isa, Padding};
 use support::{Data, close, every_isa, silu};
 
 fn axis(size: usize, kernel: usize, stride: usize, dilation: usize, before: isize, after: isize) -> Axis {
-    Axis { size, kernel, stride, dilation, before, after }
+    Axis { size, kernel, stride, dilation, before, after, padding: Padding::Zeros }
+}
+
+/// The same with its ends repeated.
+fn continued(axis: Axis) -> Axis {
+    Axis { padding: Padding::Edge, ..axis }
 }
 
 /// Every place of `counts`, the last moving fastest.
@@ -46,7 +51,10 @@ fn check(isa: Isa, shape: &ConvShape, [x, weight, out]: [bool; 3]) {
                 for (tap, offsets) in places(&kernels).iter().enumerate() {
                     let mut at = Some(sample);
                     for (axis, (&output, &offset)) in axes.iter().zip(place.iter().zip(offsets)) {
-                        let here = (output * axis.stride + offset * axis.dilation) as isize - axis.before;
+                        let mut here = (output * axis.stride + offset * axis.dilation) as isize - axis.before;
+                        if axis.padding == Padding::Edge {
+                            here = here.clamp(0, axis.size as isize - 1);
+                        }
                         let inside = (0..axis.size as isize).contains(&here);
                         at = at.filter(|_| inside).map(|at| at * axis.size + here as usize);
                     }
@@ -84,6 +92,13 @@ fn agrees_with_sums_in_f64() {
         shape(2, &[axis(9, 3, 2, 1, 0, 1), axis(11, 3, 2, 1, 0, 1)], 7, 6),
         shape(1, &[axis(6, 3, 1, 1, 2, 0), axis(5, 3, 1, 1, 1, 1), axis(7, 3, 1, 1, 1, 1)], 19, 35),
         shape(1, &[axis(5, 3, 1, 2, 2, 2), axis(4, 2, 1, 1, 1, 0), axis(6, 3, 1, 2, 3, 1)], 10, 5),
+        shape(1, &[continued(axis(5, 3, 1, 1, 2, 0)), axis(4, 3, 1, 1, 1, 1), axis(6, 3, 1, 1, 1, 1)], 10, 5),
+        shape(
+            2,
+            &[axis(2, 3, 2, 1, 1, 1), continued(axis(1, 3, 1, 1, 1, 1)), continued(axis(5, 3, 1, 2, 7, 1))],
+            6,
+            4,
+        ),
         // Enough outputs that the weight is transposed first; rows longer than a block.
         shape(1, &[axis(3, 3, 1, 1, 1, 1), axis(12, 3, 1, 1, 1, 1), axis(11, 3, 1, 1, 1, 1)], 24, 17),
         shape(3, &[axis(150, 3, 1, 1, 1, 1)], 201, 3),
@@ -105,6 +120,7 @@ fn a_filter_for_each_channel_agrees_with_sums_in_f64() {
                 vec![axis(29, 12, 2, 1, 5, 6)],
                 vec![axis(9, 5, 2, 1, 2, 2), axis(8, 5, 2, 1, 2, 2)],
                 vec![axis(300, 3, 1, 2, 0, 0)],
+                vec![continued(axis(13, 12, 1, 1, 5, 6))],
             ] {
                 let shape =
                     ConvShape { batch: 2, axes, inputs: channels, outputs: channels, groups: channels };
@@ -135,6 +151,8 @@ fn refuses_what_does_not_fit() {
     assert!(!fits(&ConvShape { groups: 2, ..shape.clone() }, 10, 9, 3, 15));
     assert!(!fits(&ConvShape { axes: Vec::new(), ..shape.clone() }, 2, 6, 3, 3));
     assert!(!fits(&ConvShape { axes: vec![axis(5, 3, 0, 1, 1, 1)], ..shape.clone() }, 10, 18, 3, 15));
+    let nothing = continued(axis(0, 3, 1, 1, 4, 4));
+    assert!(!fits(&ConvShape { axes: vec![nothing], ..shape.clone() }, 0, 18, 3, 18));
     // A kernel larger than what it looks at computes nothing.
     assert!(fits(&ConvShape { axes: vec![axis(2, 5, 1, 1, 1, 1)], ..shape.clone() }, 4, 30, 3, 0));
     assert_eq!(axis(2, 5, 1, 1, -3, 0).outputs(), 0);

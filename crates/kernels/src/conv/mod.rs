@@ -17,16 +17,28 @@ pub struct Axis {
     pub kernel: usize,
     pub stride: usize,
     pub dilation: usize,
-    /// Zeros before the first value; negative crops.
+    /// Padding before the first value; negative crops.
     pub before: isize,
-    /// Zeros after the last value; negative crops.
+    /// Padding after the last value; negative crops.
     pub after: isize,
+    /// What padding holds.
+    pub padding: Padding,
+}
+
+/// What stands beyond the ends of an axis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Padding {
+    /// Zeros.
+    #[default]
+    Zeros,
+    /// The outermost value, again and again.
+    Edge,
 }
 
 impl Axis {
     /// `size` values, looked at `kernel` at a time.
     pub fn new(size: usize, kernel: usize) -> Self {
-        Self { size, kernel, stride: 1, dilation: 1, before: 0, after: 0 }
+        Self { size, kernel, stride: 1, dilation: 1, before: 0, after: 0, padding: Padding::Zeros }
     }
 
     /// How many outputs there are: none where the kernel does not fit.
@@ -39,12 +51,14 @@ impl Axis {
             .map_or(0, |last| last / self.stride.max(1) + 1)
     }
 
-    /// Where tap `tap` of output `output` looks, unless at padding.
+    /// Where tap `tap` of output `output` looks, unless at zeros.
     #[inline(always)]
     fn place(&self, output: usize, tap: usize) -> Option<usize> {
-        (output * self.stride + tap * self.dilation)
-            .checked_add_signed(-self.before)
-            .filter(|&at| at < self.size)
+        let at = (output * self.stride + tap * self.dilation) as isize - self.before;
+        match self.padding {
+            Padding::Zeros => usize::try_from(at).ok().filter(|&at| at < self.size),
+            Padding::Edge => Some(at.clamp(0, self.size as isize - 1) as usize),
+        }
     }
 }
 
@@ -135,6 +149,9 @@ impl Geometry {
         {
             return Err(wrong("axis", "a stride, a dilation and a kernel", format!("{axis:?}")));
         }
+        if let Some(axis) = axes.iter().find(|axis| axis.padding == Padding::Edge && axis.size == 0) {
+            return Err(wrong("axis", "a value to repeat", format!("{axis:?}")));
+        }
         let depthwise = shape.groups == shape.inputs && shape.groups == shape.outputs && shape.groups > 1;
         if shape.groups != 1 && !depthwise {
             return Err(wrong("groups", "1 or one for each channel", shape.groups.to_string()));
@@ -173,7 +190,7 @@ impl<T: Element> Rows for Neighbourhoods<'_, T> {
         let Geometry { axes: [a, b, c], inputs, .. } = self.geometry;
         let (sample, output) = self.geometry.output(row);
         // Taps of the last axis that lie side by side in the input are copied together.
-        let together = if c.dilation == 1 { c.kernel } else { 1 };
+        let together = if c.dilation == 1 && c.padding == Padding::Zeros { c.kernel } else { 1 };
         let run = together * inputs;
         let (mut to, mut from) = (to, from);
         while !to.is_empty() {
@@ -190,7 +207,10 @@ impl<T: Element> Rows for Neighbourhoods<'_, T> {
                 continue;
             };
             // Values of the run that lie before the input's line, and where the line ends in it.
-            let first = (output[2] * c.stride + tap % c.kernel * c.dilation) as isize - c.before;
+            let mut first = (output[2] * c.stride + tap % c.kernel * c.dilation) as isize - c.before;
+            if c.padding == Padding::Edge {
+                first = first.clamp(0, c.size as isize - 1);
+            }
             let line = c.size * inputs;
             let place = first * inputs as isize + start as isize;
             let before = place.min(0).unsigned_abs().min(count);

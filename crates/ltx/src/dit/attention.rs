@@ -6,7 +6,7 @@ use mlx::{Array, Dtype};
 use super::rope::Rope;
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::nn::{self, Bias, Linear};
+use crate::nn::{self, Bias, Linear, Onto};
 
 /// Which samples of the batch take part in an attention.
 #[derive(Clone, Debug)]
@@ -82,22 +82,24 @@ impl Attention {
         })
     }
 
-    /// `x` (batch, tokens, query) attends to `context` (batch, others, context), with rotary positions for the two and a
-    /// `mask` (batch, 1, tokens, others) to add to the scores.
+    /// `x` (batch, tokens, query) attends to `context` (batch, others, context), with rotary positions for the two; the
+    /// answer is added to `onto`: (batch, tokens, query).
     pub fn forward(
         &self,
+        onto: Onto,
         x: &Array,
         context: &Array,
         ropes: Option<(&Rope, &Rope)>,
-        mask: Option<&Array>,
     ) -> mlx::Result<Array> {
         let values = self.heads(&self.to_v.forward(context)?)?;
-        self.project(x, &self.attend(x, context, &values, ropes, mask)?)
+        self.project(onto, x, &self.attend(x, context, &values, ropes, None)?)
     }
 
-    /// `x` (batch, tokens, query) attends to itself. In samples that are not kept a token takes its own value instead.
+    /// `x` (batch, tokens, query) attends to itself, with a `mask` (batch, 1, tokens, tokens) to add to the scores. In
+    /// samples that are not kept a token takes its own value instead. The answer is added to `onto`.
     pub fn forward_self(
         &self,
+        onto: Onto,
         x: &Array,
         rope: &Rope,
         mask: Option<&Array>,
@@ -114,7 +116,7 @@ impl Attention {
                 attended.multiply(&kept)?.add(&own)?
             }
         };
-        self.project(x, &attended)
+        self.project(onto, x, &attended)
     }
 
     /// (batch, tokens, query), (batch, others, context), values (batch, others, heads, head_dim) → (batch, tokens, heads, head_dim)
@@ -143,13 +145,15 @@ impl Attention {
     }
 
     /// Gates per head, from the tokens that asked, and the way back: (batch, tokens, heads, head_dim) → (batch, tokens, query)
-    fn project(&self, x: &Array, attended: &Array) -> mlx::Result<Array> {
-        let mut attended = attended.clone();
-        if let Some(gate) = &self.gate {
-            let gates = gate.forward(x)?.sigmoid()?.multiply(2.0f32)?; // (batch, tokens, heads)
-            attended = attended.multiply(gates.expand_dims(&[3])?)?;
-        }
+    fn project(&self, onto: Onto, x: &Array, attended: &Array) -> mlx::Result<Array> {
+        let attended = match &self.gate {
+            Some(gate) => {
+                let gates = gate.forward(x)?.sigmoid()?.multiply(2.0f32)?; // (batch, tokens, heads)
+                attended.multiply(gates.expand_dims(&[3])?)?
+            }
+            None => attended.clone(),
+        };
         let inner = self.shape.heads * self.shape.head_dim;
-        self.to_out.forward(&attended.reshape(&[x.dim(0), x.dim(1), inner])?)
+        self.to_out.onto(onto, &attended.reshape(&[x.dim(0), x.dim(1), inner])?)
     }
 }

@@ -9,7 +9,7 @@ use super::rope::Rope;
 use super::stream::{Flow, Stream};
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::nn;
+use crate::nn::{self, Onto};
 
 /// What guidance leaves out of a block.
 #[derive(Debug)]
@@ -124,11 +124,8 @@ impl Crossing {
         }
         let video_before = Voice::new(video, &self.video, self.eps)?;
         let audio_before = Voice::new(audio, &self.audio, self.eps)?;
-        let video_heard = video_before.hear(&audio_before, &self.audio_to_video, AUDIO_TO_VIDEO)?;
-        let audio_heard = audio_before.hear(&video_before, &self.video_to_audio, VIDEO_TO_AUDIO)?;
-        let kept = |heard: Array| if let Keep::Some(kept) = keep { heard.multiply(kept) } else { Ok(heard) };
-        video.x = video.x.add(kept(video_heard)?)?;
-        audio.x = audio.x.add(kept(audio_heard)?)?;
+        video.x = video_before.hear(&video.x, &audio_before, &self.audio_to_video, AUDIO_TO_VIDEO, keep)?;
+        audio.x = audio_before.hear(&audio.x, &video_before, &self.video_to_audio, VIDEO_TO_AUDIO, keep)?;
         Ok(())
     }
 }
@@ -151,13 +148,21 @@ impl<'a> Voice<'a> {
         })
     }
 
-    /// What this modality's tokens take from `speaker`'s: (batch, tokens, width).
-    fn hear(&self, speaker: &Voice, attention: &Attention, direction: i32) -> mlx::Result<Array> {
+    /// `x` with what this modality's tokens take from `speaker`'s: (batch, tokens, width).
+    fn hear(
+        &self,
+        x: &Array,
+        speaker: &Voice,
+        attention: &Attention,
+        direction: i32,
+        keep: &Keep,
+    ) -> mlx::Result<Array> {
         let turned = |voice: &Voice| {
             let row = |row| voice.modulation.row(row);
             modulated(&voice.normed, &row(direction)?, &row(direction + 1)?)
         };
         let ropes = Some((self.rope, speaker.rope));
-        attention.forward(&turned(self)?, &turned(speaker)?, ropes, None)?.multiply(&self.gate)
+        let gate = if let Keep::Some(kept) = keep { &self.gate.multiply(kept)? } else { &self.gate };
+        attention.forward(Onto { x, gate: Some(gate) }, &turned(self)?, &turned(speaker)?, ropes)
     }
 }

@@ -9,7 +9,7 @@ use super::modulation::{Modulation, modulated, modulated_norm};
 use super::port::Prepared;
 use crate::checkpoint::Weights;
 use crate::error::Result;
-use crate::nn::{self, Activation, Bias, Linear};
+use crate::nn::{self, Activation, Bias, Linear, Onto};
 
 /// A modality on its way through the blocks.
 #[derive(Debug)]
@@ -54,9 +54,9 @@ impl FeedForward {
         })
     }
 
-    /// (batch, tokens, width) → (batch, tokens, width)
-    pub fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        self.narrow.forward(&self.wide.activated(x, Activation::GeluTanh)?)
+    /// (batch, tokens, width), added to `onto`
+    pub fn forward(&self, onto: Onto, x: &Array) -> mlx::Result<Array> {
+        self.narrow.onto(onto, &self.wide.activated(x, Activation::GeluTanh)?)
     }
 }
 
@@ -103,8 +103,8 @@ impl Stream {
         let (shift, scale, gate) = (modulation.row(0)?, modulation.row(1)?, modulation.row(2)?);
         let normed = modulated_norm(&flow.x, &scale, &shift, self.eps)?;
         let Prepared { rope, mask, .. } = flow.prepared;
-        let attended = self.self_attention.forward_self(&normed, rope, mask.as_ref(), keep)?;
-        flow.x = flow.x.add(attended.multiply(&gate)?)?;
+        let onto = Onto { x: &flow.x, gate: Some(&gate) };
+        flow.x = self.self_attention.forward_self(onto, &normed, rope, mask.as_ref(), keep)?;
         Ok(())
     }
 
@@ -112,8 +112,11 @@ impl Stream {
     pub fn attend_to_text(&self, flow: &mut Flow) -> mlx::Result<()> {
         let normed = nn::rms_norm(&flow.x, None, self.eps)?;
         let context = &flow.prepared.context;
-        let attended = match &self.text_table {
-            None => self.text_attention.forward(&normed, context, None, None)?,
+        flow.x = match &self.text_table {
+            None => {
+                let onto = Onto { x: &flow.x, gate: None };
+                self.text_attention.forward(onto, &normed, context, None)?
+            }
             Some(table) => {
                 let modulation = flow.modulation.plus(&self.table)?;
                 let (shift, scale, gate) = (modulation.row(6)?, modulation.row(7)?, modulation.row(8)?);
@@ -123,10 +126,10 @@ impl Stream {
                 };
                 let context = modulated(context, &text.row(1)?, &text.row(0)?)?;
                 let normed = modulated(&normed, &scale, &shift)?;
-                self.text_attention.forward(&normed, &context, None, None)?.multiply(&gate)?
+                let onto = Onto { x: &flow.x, gate: Some(&gate) };
+                self.text_attention.forward(onto, &normed, &context, None)?
             }
         };
-        flow.x = flow.x.add(attended)?;
         Ok(())
     }
 
@@ -135,7 +138,7 @@ impl Stream {
         let modulation = flow.modulation.plus(&self.table)?;
         let (shift, scale, gate) = (modulation.row(3)?, modulation.row(4)?, modulation.row(5)?);
         let normed = modulated_norm(&flow.x, &scale, &shift, self.eps)?;
-        flow.x = flow.x.add(self.feed_forward.forward(&normed)?.multiply(&gate)?)?;
+        flow.x = self.feed_forward.forward(Onto { x: &flow.x, gate: Some(&gate) }, &normed)?;
         Ok(())
     }
 }

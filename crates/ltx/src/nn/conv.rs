@@ -31,7 +31,7 @@ impl Conv {
 
     /// (batch, spatial.., in) → (batch, spatial.., out)
     pub fn forward(&self, x: &Array, settings: &mlx::Conv) -> mlx::Result<Array> {
-        if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings) {
+        if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, None) {
             return y;
         }
         let y = x.conv(&self.weight, settings)?;
@@ -39,6 +39,17 @@ impl Conv {
             Some(bias) => y.add(bias),
             None => Ok(y),
         }
+    }
+
+    /// The same with the ends of the first spatial axis repeated, `before` and `after` times. `settings` pads the others.
+    pub fn forward_continued(
+        &self,
+        x: &Array,
+        [before, after]: [i32; 2],
+        settings: &mlx::Conv,
+    ) -> mlx::Result<Array> {
+        let fused = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, Some([before, after]));
+        fused.unwrap_or_else(|| self.forward(&x.pad_edge(1, before, after)?, settings))
     }
 }
 
@@ -96,7 +107,7 @@ impl TransposedConv {
 /// + 1, channels).
 pub fn depthwise(x: &Array, weight: &Array, stride: i32) -> mlx::Result<Array> {
     let settings = mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() };
-    cpu::conv(x, weight, None, &settings).unwrap_or_else(|| x.conv(weight, &settings))
+    cpu::conv(x, weight, None, &settings, None).unwrap_or_else(|| x.conv(weight, &settings))
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kernels::{
-    Activation, AttentionShape, Axis, ConvShape, Epilogue, Gate, Isa, Mask, Matrix, Residual, Values,
-    ValuesMut,
+    Activation, AttentionShape, Axis, ConvShape, Epilogue, Gate, Isa, Mask, Matrix, Padding, Residual,
+    Values, ValuesMut,
 };
 use mlx::device::Device;
 use mlx::{Array, Dtype, Input, Output};
 
+use super::Onto;
 use crate::error::{Error, Result};
 
 static OFF: AtomicBool = AtomicBool::new(false);
@@ -95,43 +96,47 @@ fn text(error: kernels::Error) -> String {
     error.to_string()
 }
 
-/// residual (.., n) + gate · activation(x (.., k) · weightᵀ (n, k) + bias (n)) → (.., n), or None where kernels do not take
-/// it. The gate is (batch or 1, tokens or 1, n).
+/// onto.x (.., n) + onto.gate · activation(x (.., k) · weightᵀ (n, k) + bias (n)) → (.., n), or None where kernels do not
+/// take it.
 pub(super) fn linear(
     x: &Array,
     weight: &Array,
     bias: Option<&Array>,
     activation: Activation,
-    residual: Option<(&Array, &Array)>,
+    onto: Option<Onto>,
 ) -> Option<mlx::Result<Array>> {
     let [n, k] = sizes(weight)?;
     let shape = [&x.shape()[..x.rank() - 1], &[n as i32]].concat();
-    let inputs: Vec<&Array> = [x, weight]
-        .into_iter()
-        .chain(bias)
-        .chain(residual.into_iter().flat_map(|(x, gate)| [x, gate]))
-        .collect();
-    let fits = x.shape().last() == Some(&(k as i32)) && bias.is_none_or(|bias| bias.shape() == [n as i32]);
+    let (residual, gate) = (onto.map(|onto| onto.x), onto.and_then(|onto| onto.gate));
+    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).chain(residual).chain(gate).collect();
+    let fits = x.shape().last() == Some(&(k as i32))
+        && bias.is_none_or(|bias| bias.shape() == [n as i32])
+        && residual.is_none_or(|residual| residual.shape() == shape);
     if !fits || !takes(inputs.iter().copied()) {
         return None;
     }
-    let gate = match residual {
-        Some((residual, _)) if residual.shape() != shape => return None,
-        Some((_, gate)) => Some(gate_rows(gate, &shape)?),
+    let gate_rows = match gate {
+        Some(gate) => Some(gate_rows(gate, &shape)?),
         None => None,
     };
-    let (rows, dtype, biased) = (x.size() / k, promoted(inputs.iter().copied()), bias.is_some());
+    let (rows, dtype) = (x.size() / k, promoted(inputs.iter().copied()));
+    let (biased, added) = (bias.is_some(), residual.is_some());
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
-        let x = Matrix::new(values(&inputs[0])?, rows, k).map_err(text)?;
-        let weight = Matrix::new(values(&inputs[1])?, n, k).map_err(text)?;
-        let (bias, rest) = inputs[2..].split_at(usize::from(biased));
-        let bias = bias.first().map(values).transpose()?;
-        let residual = match (rest, gate) {
-            ([residual, gates], Some((rows, repeat))) => {
-                let gate = Some(Gate { values: values(gates)?, rows, repeat });
-                Some(Residual { values: values(residual)?, gate })
-            }
-            _ => None,
+        let all = inputs.iter().map(values).collect::<std::result::Result<Vec<_>, String>>()?;
+        let mut rest = all.into_iter();
+        let mut next = || rest.next().ok_or("an input is missing");
+        let x = Matrix::new(next()?, rows, k).map_err(text)?;
+        let weight = Matrix::new(next()?, n, k).map_err(text)?;
+        let bias = if biased { Some(next()?) } else { None };
+        let residual = if added {
+            let values = next()?;
+            let gate = match gate_rows {
+                Some((rows, repeat)) => Some(Gate { values: next()?, rows, repeat }),
+                None => None,
+            };
+            Some(Residual { values, gate })
+        } else {
+            None
         };
         let epilogue = Epilogue { bias, activation, residual };
         kernels::linear(x, weight, &epilogue, values_mut(output, dtype)?).map_err(text)
@@ -149,12 +154,14 @@ fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
     fits.then_some(((gate_batch * gate_tokens) as usize, repeat as usize))
 }
 
-/// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), or None where kernels do not take it.
+/// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), or None where kernels do not take it. The
+/// first spatial axis, if `continued`, has its ends repeated so many times before and after; it has no zeros then.
 pub(super) fn conv(
     x: &Array,
     weight: &Array,
     bias: Option<&Array>,
     settings: &mlx::Conv,
+    continued: Option<[i32; 2]>,
 ) -> Option<mlx::Result<Array>> {
     let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).collect();
     let rank = x.rank();
@@ -180,9 +187,13 @@ pub(super) fn conv(
             dilation: usize::try_from(setting(&settings.dilation, 1)?).ok()?,
             before: setting(&settings.padding_low, 0)? as isize,
             after: setting(&settings.padding_high, 0)? as isize,
+            padding: Padding::Zeros,
         })
     });
-    let axes = axes.collect::<Option<Vec<Axis>>>()?;
+    let mut axes = axes.collect::<Option<Vec<Axis>>>()?;
+    if let (Some([before, after]), Some(axis)) = (continued, axes.first_mut()) {
+        *axis = Axis { before: before as isize, after: after as isize, padding: Padding::Edge, ..*axis };
+    }
     if !fits || axes.iter().any(|axis| axis.outputs() == 0) {
         return None;
     }

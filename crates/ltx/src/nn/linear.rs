@@ -15,6 +15,15 @@ pub enum Bias {
     No,
 }
 
+/// What a layer's output is added to, and the gate that it is multiplied by first.
+#[derive(Clone, Copy, Debug)]
+pub struct Onto<'a> {
+    #[allow(missing_docs)]
+    pub x: &'a Array, // (batch, tokens, out)
+    #[allow(missing_docs)]
+    pub gate: Option<&'a Array>, // (batch or 1, tokens or 1, out)
+}
+
 /// y = x · weightᵀ + bias.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -57,11 +66,15 @@ impl Linear {
         }
     }
 
-    /// residual + gate · (x · weightᵀ + bias): `x` (batch, tokens, in), `residual` (batch, tokens, out) and `gate` (batch
-    /// or 1, tokens or 1, out) → (batch, tokens, out)
-    pub fn gated_onto(&self, residual: &Array, gate: &Array, x: &Array) -> mlx::Result<Array> {
-        let fused =
-            cpu::linear(x, &self.weight, self.bias.as_ref(), Activation::None, Some((residual, gate)));
-        fused.unwrap_or_else(|| residual.add(self.forward(x)?.multiply(gate)?))
+    /// onto.x + onto.gate · (x · weightᵀ + bias): (batch, tokens, in) → (batch, tokens, out)
+    pub fn onto(&self, onto: Onto, x: &Array) -> mlx::Result<Array> {
+        let fused = cpu::linear(x, &self.weight, self.bias.as_ref(), Activation::None, Some(onto));
+        fused.unwrap_or_else(|| {
+            let y = self.forward(x)?;
+            onto.x.add(match onto.gate {
+                Some(gate) => y.multiply(gate)?,
+                None => y,
+            })
+        })
     }
 }

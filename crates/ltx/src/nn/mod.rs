@@ -8,7 +8,7 @@ mod linear;
 
 pub use conv::{Conv, TransposedConv, depthwise};
 pub use kernels::Activation;
-pub use linear::{Bias, Linear};
+pub use linear::{Bias, Linear, Onto};
 
 use mlx::{Array, Dtype, Result};
 

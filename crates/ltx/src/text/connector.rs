@@ -8,7 +8,7 @@ use super::{Contexts, Features};
 use crate::checkpoint::{Config, Weights};
 use crate::dit::{Attention, AttentionShape, FeedForward, Frequencies, Keep, Rope};
 use crate::error::{Error, Result};
-use crate::nn::{self, Bias};
+use crate::nn::{self, Bias, Onto};
 
 /// Registers are tiled to the length of the sequence. The official code has always 128, whatever the configuration says.
 const REGISTERS: i32 = 128;
@@ -147,8 +147,8 @@ impl Connector {
         let rope = Rope::new(&positions, &frequencies, x.dtype())?;
         for block in &self.blocks {
             let normed = nn::rms_norm(&x, None, EPS)?;
-            x = x.add(block.attention.forward_self(&normed, &rope, None, &Keep::All)?)?;
-            x = x.add(block.feed_forward.forward(&nn::rms_norm(&x, None, EPS)?)?)?;
+            x = block.attention.forward_self(Onto { x: &x, gate: None }, &normed, &rope, None, &Keep::All)?;
+            x = block.feed_forward.forward(Onto { x: &x, gate: None }, &nn::rms_norm(&x, None, EPS)?)?;
             x.eval()?;
         }
         Ok(nn::rms_norm(&x, None, EPS)?)

@@ -41,17 +41,18 @@ impl CausalConv {
     /// (batch, frames, height, width, in) → (batch, frames', height', width', out). Causal repeats the first frame
     /// twice before; otherwise the first and the last stand once more at their ends.
     pub fn forward(&self, x: &Array, causal: bool) -> Result<Array> {
-        let (before, after) = if causal { (2, 0) } else { (1, 1) };
-        let mut x = x.pad_edge(1, before, after)?;
+        let continued = if causal { [2, 0] } else { [1, 1] };
         let mut settings = mlx::Conv { stride: self.stride.into(), ..Default::default() };
         match self.padding {
             Padding::Zeros => {
                 settings.padding_low = vec![0, 1, 1];
                 settings.padding_high = vec![0, 1, 1];
+                Ok(self.conv.forward_continued(x, continued, &settings)?)
             }
-            Padding::Reflect => x = reflect(&reflect(&x, 2)?, 3)?,
+            Padding::Reflect => {
+                Ok(self.conv.forward_continued(&reflect(&reflect(x, 2)?, 3)?, continued, &settings)?)
+            }
         }
-        Ok(self.conv.forward(&x, &settings)?)
     }
 }
 
