@@ -21,6 +21,15 @@ const QUERIES: usize = 240;
 /// Queries whose scores are kept together, at most.
 const STRIP: usize = 48;
 
+/// The same two for tiles, which are used 32 rows at a time.
+const TILED: (usize, usize) = (256, 64);
+
+/// How many of `count` are taken at a time: `most` or fewer, the same each time.
+fn cut(count: usize, most: usize, words: Words) -> usize {
+    let even = count.div_ceil(count.div_ceil(most));
+    if words.tiles() { even.next_multiple_of(32) } else { even }
+}
+
 /// The sizes of an attention. Queries are (batch, queries, heads, head_dim), keys (batch, keys, key_heads, head_dim),
 /// values (batch, keys, key_heads, value_dim) and the output (batch, queries, heads, value_dim): as linear layers write
 /// and read them.
@@ -116,8 +125,8 @@ fn run<T: Element>(
     out: &mut [T],
 ) {
     let words = Words::new(T::NARROW);
-    let tasks = shape.queries.div_ceil(QUERIES);
-    let at_once = shape.queries.div_ceil(tasks);
+    let at_once = cut(shape.queries, if words.tiles() { TILED.0 } else { QUERIES }, words);
+    let tasks = shape.queries.div_ceil(at_once);
     let out = Shared::new(out);
     pool::for_each(shape.batch * shape.heads * tasks, |task| {
         let first = task % tasks * at_once;
@@ -170,7 +179,7 @@ impl<T: Element> Head<'_, T> {
         let (blocks, key_panels, value_panels) =
             (self.words.blocks(head_dim), KEYS / width, value_dim.div_ceil(width));
         let count = queries.len();
-        let strip = count.div_ceil(count.div_ceil(STRIP));
+        let strip = cut(count, if self.words.tiles() { TILED.1 } else { STRIP }, self.words);
         let sizes = [
             blocks * count * WORDS,
             blocks * key_panels * WORDS * width,
@@ -257,10 +266,8 @@ impl<T: Element> Head<'_, T> {
         for block in 0..blocks {
             let a = &q[block * q_block..][rows.start * WORDS..rows.end * WORDS];
             let words = self.words.block(self.shape.head_dim, block);
-            let panels = k[block * k_block..][..k_block].chunks_exact(WORDS * width);
-            for (b, c) in panels.zip(scores.chunks_exact_mut(rows.len() * width)) {
-                active.run(Tiles { a, b, c, words, accumulate: block > 0, pairs });
-            }
+            let b = &k[block * k_block..][..k_block];
+            Tiles { a, b, c: scores, words, accumulate: block > 0 }.multiply(self.words);
         }
         let State { sums, maxima, totals } = state;
         active.run(Softmax {
@@ -276,8 +283,6 @@ impl<T: Element> Head<'_, T> {
             keys: keys.clone(),
         });
         let words = self.words.of(keys.len());
-        for (b, c) in v.chunks_exact(WORDS * width).zip(sums.chunks_exact_mut(rows.len() * width)) {
-            active.run(Tiles { a: weights, b, c, words, accumulate: true, pairs });
-        }
+        Tiles { a: weights, b: v, c: sums, words, accumulate: true }.multiply(self.words);
     }
 }

@@ -47,6 +47,11 @@ impl<T: Element> Work for PackValues<'_, T> {
                     }
                 }
             }
+            if self.pairs {
+                // Tiles read 16 words at a time.
+                let words = self.values.len().div_ceil(2 * self.stride);
+                to[words * width..words.next_multiple_of(16) * width].fill(0.0);
+            }
         }
     }
 }

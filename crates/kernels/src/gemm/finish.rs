@@ -128,3 +128,43 @@ impl<O: Element> Work for Finish<'_, O> {
         }
     }
 }
+
+/// [`Finish`] for sums that came out transposed: `sums` (panels of `rows`, columns, width), and 16 · width more.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct FinishColumns<'a, O> {
+    pub(super) sums: &'a [f32],
+    pub(super) end: End<'a>,
+    pub(super) rows: Range<usize>,
+    pub(super) columns: Range<usize>,
+    /// Columns of `out`.
+    pub(super) n: usize,
+    /// No other task has this part of it.
+    pub(super) out: &'a Shared<'a, O>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<O: Element> Work for FinishColumns<'_, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = S::LANES * S::VECTORS;
+        let mut square = [0.0f32; 16 * 16]; // (rows, columns)
+        for (group, first_row) in self.rows.clone().step_by(S::LANES).enumerate() {
+            let (panel, vector) = (group / S::VECTORS, group % S::VECTORS);
+            for (index, column) in self.columns.clone().step_by(S::LANES).enumerate() {
+                let at = (panel * self.columns.len() + index * S::LANES) * width + vector * S::LANES;
+                simd.transpose(bytemuck::cast_slice(&self.sums[at..]), width * 4, &mut square, S::LANES);
+                let columns = column..self.columns.end.min(column + S::LANES);
+                let rows = first_row..self.rows.end.min(first_row + S::LANES);
+                for (row, sums) in rows.zip(square.chunks_exact(S::LANES)) {
+                    // SAFETY: the task has these columns of these rows alone.
+                    let out =
+                        unsafe { self.out.part(row * self.n + columns.start..row * self.n + columns.end) };
+                    let value = self.end.apply(simd, simd.load(sums), row, columns.clone(), self.n);
+                    store(simd, value, out);
+                }
+            }
+        }
+    }
+}

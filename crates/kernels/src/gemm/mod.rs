@@ -8,6 +8,8 @@
 mod dot;
 mod finish;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod swapped;
 mod tile;
 
 use half::bf16;
@@ -120,6 +122,14 @@ impl Words {
         Self { active, pairs: narrow && active.pairs(), width: active.run(Width) }
     }
 
+    /// Products are those of AMX, whose tiles have 16 rows.
+    pub(crate) fn tiles(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.pairs && self.active.amx().is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Words in a row of `k` values.
     pub(crate) fn of(&self, k: usize) -> usize {
         if self.pairs { k.div_ceil(2) } else { k }
@@ -135,7 +145,7 @@ impl Words {
         WORDS.min(self.of(k) - block * WORDS)
     }
 
-    /// Rows `first ..` of a block, as the tile reads them: (rows, WORDS).
+    /// Rows `first ..` of a block, as [`Tiles`] reads them: (rows, WORDS).
     pub(crate) fn copy_rows(&self, rows: &impl Rows, k: usize, first: usize, block: usize, to: &mut [f32]) {
         for (index, to) in to.chunks_exact_mut(WORDS).enumerate() {
             if self.pairs {
@@ -143,7 +153,7 @@ impl Words {
                 let count = (2 * WORDS).min(k - from);
                 let to: &mut [bf16] = bytemuck::cast_slice_mut(to);
                 rows.copy(first + index, from, &mut to[..count]);
-                to[count..count.next_multiple_of(2)].fill(bf16::ZERO);
+                to[count..count.next_multiple_of(2 * 16)].fill(bf16::ZERO);
             } else {
                 let from = block * WORDS;
                 rows.copy(first + index, from, &mut to[..WORDS.min(k - from)]);
@@ -189,9 +199,8 @@ impl<'a> Product<'a> {
     }
 
     fn multiply(&self, block: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-        let Words { active, pairs, .. } = self.words;
         let words = self.words.block(self.weight.columns, block);
-        active.run(Tiles { a, b, c, words, accumulate: block > 0, pairs });
+        Tiles { a, b, c, words, accumulate: block > 0 }.multiply(self.words);
     }
 
     fn finish<O: Element>(&self, panel: usize, row: usize, sums: &[f32], out: &Shared<'_, O>) {
@@ -202,6 +211,12 @@ impl<'a> Product<'a> {
     /// Each task has a panel of the weight, which it transposes as it goes, and all rows.
     pub(crate) fn by_columns<O: Element>(&self, rows: &impl Rows, m: usize, out: &mut [O]) {
         const ROWS: usize = 16; // copied by a task
+        #[cfg(target_arch = "x86_64")]
+        if self.words.pairs
+            && let Some(amx) = self.words.active.amx()
+        {
+            return self.swapped(amx, rows, m, out);
+        }
         let width = self.words.width;
         let out = Shared::new(out);
         let at_once = m.div_ceil(m.div_ceil(ROWS_AT_ONCE));
@@ -234,7 +249,8 @@ impl<'a> Product<'a> {
 
     /// The weight is transposed whole; each task has some rows, which it copies as it goes, and all columns.
     pub(crate) fn by_rows<O: Element>(&self, rows: &impl Rows, m: usize, out: &mut [O]) {
-        const ROWS: usize = 96; // of a task
+        // Of a task. With tiles more pays, since they use the weight faster than it comes from the third-level cache.
+        let at_once = if self.words.tiles() { 128 } else { 96 };
         let out = Shared::new(out);
         let (width, panels) = (self.words.width, self.panels());
         let panel_words = width * WORDS;
@@ -246,17 +262,14 @@ impl<'a> Product<'a> {
                 self.pack_columns(task % panels, task / panels, part);
             });
             let b = &*b;
-            pool::for_each(m.div_ceil(ROWS), |task| {
-                let first = task * ROWS;
-                let m = ROWS.min(m - first);
+            pool::for_each(m.div_ceil(at_once), |task| {
+                let first = task * at_once;
+                let m = at_once.min(m - first);
                 with_buffer(m * (panels * width + WORDS), |buffer| {
                     let (sums, a) = buffer.split_at_mut(m * panels * width);
                     for (block, b) in b.chunks_exact(panels * panel_words).enumerate() {
                         self.copy_rows(rows, first, block, a);
-                        let sums = sums.chunks_exact_mut(width * m);
-                        for (b, sums) in b.chunks_exact(panel_words).zip(sums) {
-                            self.multiply(block, a, b, sums);
-                        }
+                        self.multiply(block, a, b, sums);
                     }
                     for (panel, sums) in sums.chunks_exact(width * m).enumerate() {
                         self.finish(panel, first, sums, &out);

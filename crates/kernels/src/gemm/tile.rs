@@ -1,9 +1,10 @@
 //! The innermost loop: a few rows times a panel of columns, with all sums in registers.
 
-use super::WORDS;
+use super::{WORDS, Words};
 use crate::isa::{Simd, Work};
 
-/// c (rows, width) = or += a (rows, WORDS) · b (words, width), with `words` words in each row of `a`.
+/// c (panels, rows, width) = or += a (rows, WORDS) · b (panels, WORDS, width), with `words` words in each row of `a` and
+/// column of `b`; where words are pairs, both have zeros up to the next multiple of 16.
 pub(crate) struct Tiles<'a> {
     pub(crate) a: &'a [f32],
     pub(crate) b: &'a [f32],
@@ -11,11 +12,46 @@ pub(crate) struct Tiles<'a> {
     pub(crate) words: usize,
     /// Add to what `c` holds.
     pub(crate) accumulate: bool,
-    /// Words are pairs of bf16.
-    pub(crate) pairs: bool,
 }
 
-impl Work for Tiles<'_> {
+impl Tiles<'_> {
+    pub(crate) fn multiply(self, words: Words) {
+        let Words { active, pairs, width } = words;
+        #[cfg(target_arch = "x86_64")]
+        if pairs && let Some(amx) = active.amx() {
+            use crate::isa::amx;
+            return amx.multiply(amx::TileProduct {
+                a: bytemuck::cast_slice(self.a),
+                stride: WORDS * size_of::<f32>(),
+                rows: self.a.len() / WORDS,
+                b: self.b,
+                panel: WORDS * width,
+                c: self.c,
+                steps: self.words.div_ceil(amx::TILE),
+                accumulate: self.accumulate,
+                next: self.a.as_ptr().cast(),
+            });
+        }
+        let Tiles { a, b, c, words, accumulate } = self;
+        let panels = b.chunks_exact(WORDS * width).zip(c.chunks_exact_mut(a.len() / WORDS * width));
+        for (b, c) in panels {
+            active.run(Panel { a, b, c, words, accumulate, pairs });
+        }
+    }
+}
+
+/// [`Tiles`] for one panel.
+struct Panel<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    c: &'a mut [f32],
+    words: usize,
+    accumulate: bool,
+    /// Words are pairs of bf16.
+    pairs: bool,
+}
+
+impl Work for Panel<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -29,7 +65,7 @@ impl Work for Tiles<'_> {
     }
 }
 
-impl Tiles<'_> {
+impl Panel<'_> {
     #[inline(always)]
     fn tiles<S: Simd, const PAIRS: bool, const VECTORS: usize>(self, simd: S) {
         let width = VECTORS * S::LANES;

@@ -4,6 +4,8 @@
 //! instruction set and calls the one in use. A new instruction set is one file here.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -32,11 +34,14 @@ pub enum Isa {
     Avx512,
     /// 512-bit vectors with products of bf16 pairs.
     Avx512Bf16,
+    /// The same with products of bf16 matrices.
+    AmxBf16,
 }
 
 impl Isa {
     /// Every instruction set, the fastest last.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::AmxBf16];
 
     /// The fastest that this processor has.
     pub fn detect() -> Self {
@@ -60,6 +65,8 @@ impl Isa {
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => Self::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxBf16 => Self::Avx512Bf16.available() && amx::available(),
             #[allow(unreachable_patterns)] // which ones are left depends on the architecture
             _ => false,
         }
@@ -73,6 +80,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::AmxBf16 => "amx-bf16",
         }
     }
 }
@@ -136,7 +144,7 @@ impl Active {
 
     /// Whether products of bf16 pairs are an instruction.
     pub(crate) fn pairs(self) -> bool {
-        self.0 == Isa::Avx512Bf16
+        matches!(self.0, Isa::Avx512Bf16 | Isa::AmxBf16)
     }
 
     /// Calls `work` with the instruction set.
@@ -145,7 +153,7 @@ impl Active {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Active` holds what `detect` or `set_isa` found to be available.
-            Isa::Avx512Bf16 => unsafe { avx512::run_bf16(work) },
+            Isa::Avx512Bf16 | Isa::AmxBf16 => unsafe { avx512::run_bf16(work) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::run(work) },
