@@ -1,62 +1,33 @@
-//! A request that was checked against the files it names, and the run of it.
+//! A request that was checked against the files it names.
 
-use std::ops::ControlFlow;
-use std::path::PathBuf;
-
-use mlx::{Array, Dtype};
 use serde_json::{Value, json};
 
-use super::clip::check_finite;
-use super::conditioning::{AUDIO_BINS, EmbeddingFile, NoiseSource, Shapes, Text, Widths};
-use super::stage::Stage;
-use super::{Clip, Frames, Generation, Kind, Latents, Recipe, Request, UnreadPolicy};
-use crate::audio_vae::AudioDecoder;
-use crate::checkpoint::{Checkpoint, Component, Config, Unread, Weights};
+use super::choose::{Prompts, guidance, prompts, recipe, sigmas, upsampler};
+use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
+use super::{Generation, Kind, Recipe, Request};
+use crate::checkpoint::{Checkpoint, Component, Config};
 use crate::diffusion::Both;
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::schedule::{DEFAULT_TOKENS, DISTILLED, DISTILLED_STAGE_2, Schedule};
-use crate::diffusion::step::Sampler;
-use crate::dit::{self, Dit};
+use crate::dit;
 use crate::error::{Error, Result};
-use crate::media::Audio;
-use crate::progress::Progress;
 use crate::shape::{AudioShape, VideoShape};
-use crate::text::{Connectors, Gemma, GemmaFolder, MAX_TOKENS, Projection};
-use crate::trace::Trace;
-use crate::upsampler::Upsampler;
-use crate::video_vae::{ConvDecoder, Statistics, Tiling};
-use crate::vocoder::Vocoder;
-
-/// Lightricks' default negative prompt, word for word: the models' guidance was tuned with it.
-const NEGATIVE_PROMPT: &str = include_str!("negative_prompt.txt");
 
 /// A checked request, ready to run.
 #[derive(Debug)]
 pub struct Plan<'a> {
-    request: &'a Request,
-    checkpoint: Checkpoint,
-    upsampler: Option<Checkpoint>,
-    recipe: Recipe,
-    kind: Kind,
-    generation: &'static Generation,
-    video: VideoShape,
-    audio: Option<AudioShape>,
-    transformer: dit::Config,
-    guidance: Both<Guidance>,
-    sigmas: Vec<f32>,
-    prompts: Prompts,
-    notes: Vec<String>,
-}
-
-/// Where the contexts come from.
-#[derive(Debug)]
-enum Prompts {
-    Embedding(EmbeddingFile),
-    /// Token ids of the prompt, and of the negative prompt if guidance needs it.
-    Tokens {
-        gemma: GemmaFolder,
-        ids: Vec<Vec<u32>>,
-    },
+    pub(super) request: &'a Request,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) upsampler: Option<Checkpoint>,
+    pub(super) recipe: Recipe,
+    pub(super) kind: Kind,
+    pub(super) generation: &'static Generation,
+    pub(super) video: VideoShape,
+    pub(super) audio: Option<AudioShape>,
+    pub(super) transformer: dit::Config,
+    pub(super) guidance: Both<Guidance>,
+    pub(super) sigmas: Vec<f32>,
+    pub(super) prompts: Prompts,
+    pub(super) notes: Vec<String>,
 }
 
 impl<'a> Plan<'a> {
@@ -85,34 +56,8 @@ impl<'a> Plan<'a> {
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
             ));
         }
-        let guidance = guidance(request, kind, generation, audio.is_some())?;
-        for (modality, guidance) in guidance.iter() {
-            if let Some(block) =
-                guidance.stg_blocks.iter().find(|&&block| guidance.stg != 0.0 && block >= transformer.layers)
-            {
-                return Err(Error::request(
-                    format!(
-                        "{} guidance perturbs block {block}, but the transformer has {} blocks, counted from 0",
-                        modality.name(),
-                        transformer.layers
-                    ),
-                    "choose others with --stg-blocks, or turn it off with --stg-scale 0 --audio-stg-scale 0",
-                ));
-            }
-        }
-        let sigmas = match (kind, request.steps) {
-            (Kind::Dev, steps) => Schedule::Ltx2.sigmas(steps.unwrap_or(generation.steps), DEFAULT_TOKENS)?,
-            (Kind::Distilled, None) => DISTILLED.to_vec(),
-            (Kind::Distilled, Some(steps)) => {
-                if steps != DISTILLED.len() - 1 {
-                    notes.push(format!(
-                        "distilled models were made for {} steps; their table is resampled to {steps}",
-                        DISTILLED.len() - 1
-                    ));
-                }
-                Schedule::Distilled.sigmas(steps, DEFAULT_TOKENS)?
-            }
-        };
+        let guidance = guidance(request, kind, generation, &transformer)?;
+        let sigmas = sigmas(request, kind, generation, &mut notes)?;
         let negative = guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0);
         let prompts = prompts(request, &transformer, negative)?;
         let plan = Self {
@@ -137,30 +82,6 @@ impl<'a> Plan<'a> {
         }
         plan.check_networks()?;
         Ok(plan)
-    }
-
-    /// Builds every network once, so that a missing, misshapen or unread tensor is found now and not after an hour. Building
-    /// reads headers only: weights are mapped, and nothing is computed.
-    fn check_networks(&self) -> Result<()> {
-        let silent: &mut dyn Progress = &mut |_| ControlFlow::Continue(());
-        if let Prompts::Tokens { gemma, .. } = &self.prompts {
-            let weights = gemma.weights(self.request.dtype);
-            Gemma::load(&weights, gemma)?;
-            self.finish(&weights, "text encoder", Unread::Refuse, silent)?;
-            self.load(Component::Projection, silent, Projection::load)?;
-            self.load(Component::Connector, silent, Connectors::load)?;
-        }
-        self.load(Component::Dit, silent, Dit::load)?;
-        if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe == Recipe::Distilled) {
-            self.load_from(files, Component::Upsampler, silent, Upsampler::load)?;
-        }
-        self.load(Component::VideoDecoder, silent, ConvDecoder::load)?
-            .check_size(self.video.height, self.video.width)?;
-        if self.audio.is_some() {
-            self.load(Component::AudioDecoder, silent, AudioDecoder::load)?;
-            self.load(Component::Vocoder, silent, Vocoder::load)?;
-        }
-        Ok(())
     }
 
     /// Width of the clip in pixels.
@@ -189,151 +110,8 @@ impl<'a> Plan<'a> {
         settings
     }
 
-    /// Makes the clip. Its frames are decoded when they are asked for.
-    pub fn run(&self, progress: &mut dyn Progress) -> Result<Clip> {
-        for note in &self.notes {
-            progress.note(note)?;
-        }
-        let text = self.text(progress)?;
-        let mut noise = NoiseSource::new(self.request.noise.as_deref(), self.request.seed)?;
-        let latents = self.denoise(&text, &mut noise, progress)?;
-        drop(text);
-        let audio = self.decode_audio(&latents, progress)?;
-        let frames = self.decode_video(&latents.video, noise, progress)?;
-        Ok(Clip { latents, frames, audio })
-    }
-
-    fn text(&self, progress: &mut dyn Progress) -> Result<Text> {
-        let (gemma, ids) = match &self.prompts {
-            Prompts::Embedding(file) => return file.read(self.request.dtype),
-            Prompts::Tokens { gemma, ids } => (gemma, ids),
-        };
-        progress.phase("encode text", 0)?;
-        let weights = gemma.weights(self.request.dtype);
-        let network = Gemma::load(&weights, gemma)?;
-        self.finish(&weights, "text encoder", Unread::Refuse, progress)?;
-        let states = network.hidden_states(ids)?;
-        let projection = self.load(Component::Projection, progress, Projection::load)?;
-        let features = states.iter().map(|states| projection.forward(states)).collect::<Result<Vec<_>>>()?;
-        drop((states, projection));
-        let connectors = self.load(Component::Connector, progress, Connectors::load)?;
-        let mut contexts = features
-            .iter()
-            .map(|features| connectors.forward(features, MAX_TOKENS as i32))
-            .collect::<Result<Vec<_>>>()?
-            .into_iter();
-        let positive = contexts.next().ok_or_else(|| Error::request("there is no prompt", "give one"))?;
-        Ok(Text { positive, negative: contexts.next() })
-    }
-
-    fn denoise(&self, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
-        progress.phase("load transformer", 0)?;
-        let dit = self.load(Component::Dit, progress, Dit::load)?;
-        let two_stages = self.recipe == Recipe::Distilled;
-        progress.phase(if two_stages { "denoise at half size" } else { "denoise" }, self.sigmas.len() - 1)?;
-        let sampler = match (self.kind, self.generation.ancestral) {
-            (Kind::Distilled, true) => Sampler::EulerAncestral { eta: 1.0, s_noise: 1.0 },
-            _ => Sampler::Euler,
-        };
-        let mut stages = self.stages().into_iter();
-        let mut latents = match stages.next() {
-            Some(shapes) => {
-                self.stage(shapes, sampler, &self.sigmas, None).run(&dit, text, noise, progress)?
-            }
-            None => return Err(Error::request("a recipe without stages", "choose another --recipe")),
-        };
-        // The refinement is too short to remove noise that is added on the way: always plain Euler.
-        for shapes in stages {
-            progress.phase("upsample", 0)?;
-            latents.video = self.upsample(&latents.video, progress)?;
-            progress.phase("refine", DISTILLED_STAGE_2.len() - 1)?;
-            let stage = self.stage(shapes, Sampler::Euler, &DISTILLED_STAGE_2, Some(&latents));
-            latents = stage.run(&dit, text, noise, progress)?;
-        }
-        Ok(latents)
-    }
-
-    fn stage<'b>(
-        &self,
-        shapes: Shapes,
-        sampler: Sampler,
-        sigmas: &'b [f32],
-        from: Option<&'b Latents>,
-    ) -> Stage<'b> {
-        Stage {
-            shapes,
-            frame_rate: self.request.frame_rate,
-            sampler,
-            sigmas,
-            guidance: self.guidance.clone(),
-            seed: self.request.seed,
-            from,
-        }
-    }
-
-    /// Normalized latents (1, channels, frames, height, width) → twice as high and wide.
-    fn upsample(&self, video: &Array, progress: &mut dyn Progress) -> Result<Array> {
-        let dtype = self.request.dtype;
-        // The upsampler works on the autoencoder's own scale.
-        let (weights, _) = self.checkpoint.component(Component::VideoDecoder, dtype)?;
-        let statistics =
-            Statistics::load(&weights.at("per_channel_statistics"), self.transformer.video.in_channels)?;
-        let files = self
-            .upsampler
-            .as_ref()
-            .ok_or_else(|| Error::request("no latent upsampler", "give one with --spatial-upsampler"))?;
-        let upsampler = self.load_from(files, Component::Upsampler, progress, Upsampler::load)?;
-        let larger = upsampler.forward(&statistics.un_normalize(&video.astype(dtype)?)?)?;
-        let larger = statistics.normalize(&larger)?.astype(Dtype::F32)?;
-        larger.eval()?;
-        check_finite(&larger, "upsampler", "the latent")?;
-        let expected: Vec<i32> = video
-            .shape()
-            .iter()
-            .enumerate()
-            .map(|(axis, &size)| if axis > 2 { 2 * size } else { size })
-            .collect();
-        if larger.shape() != expected {
-            let path = files.file(Component::Upsampler).map_or(PathBuf::new(), |file| file.path().into());
-            return Err(Error::file(
-                path,
-                "",
-                format!("makes latents of {:?} from {:?}", larger.shape(), video.shape()),
-                "give the spatial upsampler x2",
-            ));
-        }
-        Ok(larger)
-    }
-
-    fn decode_audio(&self, latents: &Latents, progress: &mut dyn Progress) -> Result<Option<Audio>> {
-        let Some(latent) = &latents.audio else { return Ok(None) };
-        progress.phase("decode audio", 0)?;
-        let decoder = self.load(Component::AudioDecoder, progress, AudioDecoder::load)?;
-        let mel = decoder.forward(latent)?; // (1, 2, frames, bins)
-        drop(decoder);
-        check_finite(&mel, "audio_decoder", "the spectrogram")?;
-        let vocoder = self.load(Component::Vocoder, progress, Vocoder::load)?;
-        let waveform = vocoder.forward(&mel, &mut Trace::off())?.astype(Dtype::F32)?; // (1, 2, samples)
-        check_finite(&waveform, "vocoder", "the sound")?;
-        let samples = waveform.dim(-1) as usize;
-        let channels = waveform.to_f32()?.chunks(samples.max(1)).map(<[f32]>::to_vec).collect();
-        Ok(Some(Audio { sample_rate: vocoder.sample_rate(), channels }))
-    }
-
-    fn decode_video(
-        &self,
-        latent: &Array,
-        noise: NoiseSource,
-        progress: &mut dyn Progress,
-    ) -> Result<Frames> {
-        let decoder = self.load(Component::VideoDecoder, progress, ConvDecoder::load)?;
-        let mut noise = noise.decoder_noise(self.request.seed);
-        let draw = move |shape: &[i32]| Ok(noise.normal(shape)?);
-        Ok(Frames::new(decoder.decode(latent, &Tiling::auto(), draw)?))
-    }
-
     /// Sizes of the latents of each stage.
-    fn stages(&self) -> Vec<Shapes> {
+    pub(super) fn stages(&self) -> Vec<Shapes> {
         let VideoShape { frames, height, width } = self.video;
         let shapes = |divisor: usize, second| Shapes {
             video: VideoShape { frames, height: height / divisor, width: width / divisor }.latent(),
@@ -358,147 +136,4 @@ impl<'a> Plan<'a> {
         }
         Ok(())
     }
-
-    fn load<T>(
-        &self,
-        component: Component,
-        progress: &mut dyn Progress,
-        make: impl FnOnce(&Weights, &Config) -> Result<T>,
-    ) -> Result<T> {
-        self.load_from(&self.checkpoint, component, progress, make)
-    }
-
-    fn load_from<T>(
-        &self,
-        files: &Checkpoint,
-        component: Component,
-        progress: &mut dyn Progress,
-        make: impl FnOnce(&Weights, &Config) -> Result<T>,
-    ) -> Result<T> {
-        let (weights, config) = files.component(component, self.request.dtype)?;
-        let network = make(&weights, &config)?;
-        self.finish(&weights, &component.to_string(), component.unread(), progress)?;
-        Ok(network)
-    }
-
-    /// Ends the loading of a network as the request wants it.
-    fn finish(
-        &self,
-        weights: &Weights,
-        name: &str,
-        unread: Unread,
-        progress: &mut dyn Progress,
-    ) -> Result<()> {
-        let left = weights.finish(match self.request.unread {
-            UnreadPolicy::Allow => Unread::Report,
-            UnreadPolicy::Strict => Unread::Refuse,
-            UnreadPolicy::Component => unread,
-        })?;
-        match left.first() {
-            None => Ok(()),
-            Some(first) => {
-                progress.note(format!("{name}: {} tensors are not used, {first} first", left.len()))
-            }
-        }
-    }
-}
-
-/// The checkpoint with the spatial upsampler x2: the file that is named, or the one among the model's files.
-fn upsampler(request: &Request, checkpoint: &Checkpoint) -> Result<Option<Checkpoint>> {
-    let doubles = |files: &Checkpoint| -> Result<(bool, Config)> {
-        let (_, config) = files.component(Component::Upsampler, request.dtype)?;
-        let scale = config.optional_f64("spatial_scale")?.unwrap_or(2.0);
-        Ok((config.bool("spatial_upsample")? && !config.bool("temporal_upsample")? && scale == 2.0, config))
-    };
-    if let Some(path) = &request.spatial_upsampler {
-        let files = Checkpoint::open(&[path])?;
-        let (fits, config) = doubles(&files)?;
-        let error = || config.error("spatial_upsample", "is not that of a spatial upsampler x2");
-        return if fits { Ok(Some(files)) } else { Err(error()) };
-    }
-    for file in checkpoint.holders(Component::Upsampler) {
-        let files = Checkpoint::open(&[file.path()])?;
-        if doubles(&files)?.0 {
-            return Ok(Some(files));
-        }
-    }
-    Ok(None)
-}
-
-/// The recipe asked for, or the one that the model's name and the files at hand suggest.
-fn recipe(request: &Request, kind: Option<Kind>, upsampler: bool, notes: &mut Vec<String>) -> Recipe {
-    if let Some(recipe) = request.recipe {
-        return recipe;
-    }
-    match (kind, upsampler) {
-        (Some(Kind::Dev), _) => Recipe::OneStage,
-        (Some(Kind::Distilled), true) => Recipe::Distilled,
-        (Some(Kind::Distilled), false) => {
-            notes.push("no --spatial-upsampler: one stage at full size instead of two".into());
-            Recipe::OneStage
-        }
-        (None, upsampler) => {
-            let recipe = if upsampler { Recipe::Distilled } else { Recipe::OneStage };
-            notes.push(format!(
-                "the model's file name says neither dev nor distilled: using --recipe {}",
-                recipe.name()
-            ));
-            recipe
-        }
-    }
-}
-
-fn guidance(request: &Request, kind: Kind, generation: &Generation, audio: bool) -> Result<Both<Guidance>> {
-    let given = [&request.video_guidance, &request.audio_guidance];
-    if kind == Kind::Distilled {
-        if given.iter().any(|guidance| !guidance.is_empty()) {
-            return Err(Error::request(
-                "distilled models take no guidance: it was trained into them, and applying it again spoils the picture",
-                "leave out the guidance options, or use a dev model with --recipe one-stage",
-            ));
-        }
-        return Ok(Both::default());
-    }
-    let mut video = request.video_guidance.over(generation.video_guidance());
-    let mut sound = generation.audio_guidance();
-    // Blocks belong to the model, not to a modality: chosen for the video, they hold for the sound too.
-    sound.stg_blocks = video.stg_blocks.clone();
-    let sound = request.audio_guidance.over(sound);
-    if !audio {
-        // Without sound there is no other modality to agree with.
-        video.modality = 1.0;
-    }
-    Ok(Both { video: Some(video), audio: audio.then_some(sound) })
-}
-
-fn prompts(request: &Request, transformer: &dit::Config, negative: bool) -> Result<Prompts> {
-    if let Some(path) = &request.embedding {
-        let audio = request.audio.then_some(transformer.audio.context_width());
-        let widths = Widths { video: transformer.video.context_width(), audio, negative };
-        return Ok(Prompts::Embedding(EmbeddingFile::open(path, widths)?));
-    }
-    let folder = request.gemma.as_ref().ok_or_else(|| {
-        Error::request(
-            "there is no text encoder",
-            "give the folder of Gemma 3 with --gemma, or connector outputs with --embedding",
-        )
-    })?;
-    let gemma = GemmaFolder::open(folder)?;
-    let tokenizer = gemma.tokenizer()?;
-    let mut ids = vec![tokenizer.encode(request.prompt.as_deref().unwrap_or_default())?];
-    if negative {
-        ids.push(match &request.negative_prompt {
-            Some(text) => tokenizer.encode(text)?,
-            None => tokenizer.encode_cut(NEGATIVE_PROMPT)?,
-        });
-    }
-    let rows = gemma
-        .weights(request.dtype)
-        .shape("embed_tokens.weight")
-        .and_then(|shape| shape.first().copied())
-        .unwrap_or(0);
-    for ids in &ids {
-        tokenizer.check_rows(ids, rows)?;
-    }
-    Ok(Prompts::Tokens { gemma, ids })
 }
