@@ -3,7 +3,7 @@
 use crate::isa::Simd;
 
 /// What a layer applies to its output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Activation {
     /// Nothing.
     #[default]
@@ -12,6 +12,11 @@ pub enum Activation {
     GeluTanh,
     /// x · sigmoid(x).
     Silu,
+    /// x where positive, slope · x elsewhere.
+    Leaky {
+        /// Below 1.
+        slope: f32,
+    },
 }
 
 impl Activation {
@@ -20,6 +25,7 @@ impl Activation {
     pub(crate) fn apply<S: Simd>(self, simd: S, v: S::V) -> S::V {
         match self {
             Self::None => v,
+            Self::Leaky { slope } => simd.max(simd.mul(v, simd.splat(slope)), v),
             Self::Silu => gated(simd, v, v),
             Self::GeluTanh => {
                 // (1 + tanh u) / 2 = sigmoid(2 u)

@@ -34,9 +34,12 @@ fn agrees_with_sums_in_f64() {
                 (true, true, false),
                 (true, false, false),
             ] {
-                for (activation, with_bias) in
-                    [(Activation::None, false), (Activation::GeluTanh, true), (Activation::Silu, true)]
-                {
+                for (activation, with_bias) in [
+                    (Activation::None, false),
+                    (Activation::GeluTanh, true),
+                    (Activation::Silu, true),
+                    (Activation::Leaky { slope: 0.2 }, true),
+                ] {
                     let (x, weight) = (Data::new(m * k, 1, x), Data::new(n * k, 2, weight));
                     let bias = Data::new(n, 3, false);
                     let mut ours = Data::new(m * n, 4, out);
@@ -55,6 +58,7 @@ fn agrees_with_sums_in_f64() {
                                 Activation::None => sum,
                                 Activation::GeluTanh => gelu_tanh(sum),
                                 Activation::Silu => silu(sum),
+                                Activation::Leaky { slope } => sum.max(f64::from(slope) * sum),
                             };
                             let name =
                                 || format!("({row}, {column}) of m{m} n{n} k{k} {activation:?} on {isa}");

@@ -401,7 +401,8 @@ fn rotary_angles_are_dealt_out_by_frequency_then_axis() {
     let rope = Rope::new(&positions, &frequencies, Dtype::F32).unwrap();
     let row = [1.0f32, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]; // turned, the halves are cosines and sines
     let x = Array::from_slice(&row.repeat(4), &[1, 2, 2, 8]).unwrap(); // (batch, tokens, heads, head_dim)
-    let turned = rope.rotate(&x).unwrap().to_f32().unwrap();
+    let undo = Array::from_slice(&[0.5f32.sqrt(); 8], &[8]).unwrap(); // the mean of a row's squares is ½
+    let turned = rope.rotate_normed(&x, &undo, 0.0).unwrap().to_f32().unwrap();
     let quarter = std::f64::consts::FRAC_PI_2;
     for (token, [t, y, x]) in fractions.into_iter().enumerate() {
         let (low, high) = (quarter, 100.0 * quarter);

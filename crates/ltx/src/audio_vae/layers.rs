@@ -21,10 +21,15 @@ impl CausalConv {
 
     /// (batch, time, frequency, in) → (batch, time, frequency, out)
     pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
+        self.forward_onto(x, None)
+    }
+
+    /// The same, added to `onto` (batch, time, frequency, out).
+    fn forward_onto(&self, x: &Array, onto: Option<&Array>) -> mlx::Result<Array> {
         let (reach, side) = (self.kernel - 1, self.kernel / 2);
         let settings =
             mlx::Conv { padding_low: vec![reach, side], padding_high: vec![0, side], ..Default::default() };
-        self.conv.forward(x, &settings)
+        self.conv.forward_onto(x, &settings, None, onto)
     }
 }
 
@@ -48,14 +53,12 @@ impl Block {
 
     /// (batch, time, frequency, in) → (batch, time, frequency, out)
     pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        let mut y = x.clone();
-        for conv in &self.convs {
-            y = conv.forward(&activate(&y)?)?;
-        }
-        match &self.shortcut {
-            Some(shortcut) => shortcut.forward(x)?.add(&y),
-            None => x.add(&y),
-        }
+        let shortcut = match &self.shortcut {
+            Some(shortcut) => &shortcut.forward(x)?,
+            None => x,
+        };
+        let y = self.convs[0].forward(&activate(x)?)?;
+        self.convs[1].forward_onto(&activate(&y)?, Some(shortcut))
     }
 }
 
@@ -67,7 +70,7 @@ pub(super) fn middle(weights: &Weights, channels: i32) -> Result<[Block; 2]> {
 
 /// Norm over the channels of each place, then SiLU.
 pub(super) fn activate(x: &Array) -> mlx::Result<Array> {
-    nn::silu(&nn::rms_norm(x, None, 1e-6)?)
+    nn::silu_of_rms_norm(x, 1e-6)
 }
 
 /// Halves time and frequency: (batch, t, f, channels) → (batch, ⌈t / 2⌉, f / 2, channels).

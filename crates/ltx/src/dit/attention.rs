@@ -129,11 +129,17 @@ impl Attention {
         mask: Option<&Array>,
     ) -> mlx::Result<Array> {
         let eps = self.shape.eps;
-        let mut q = self.heads(&nn::rms_norm(&self.to_q.forward(x)?, Some(&self.q_norm), eps)?)?;
-        let mut k = self.heads(&nn::rms_norm(&self.to_k.forward(context)?, Some(&self.k_norm), eps)?)?;
-        if let Some((q_rope, k_rope)) = ropes {
-            (q, k) = (q_rope.rotate(&q)?, k_rope.rotate(&k)?);
-        }
+        let (q, k) = (self.to_q.forward(x)?, self.to_k.forward(context)?);
+        let (q, k) = match ropes {
+            Some((q_rope, k_rope)) => (
+                q_rope.rotate_normed(&self.heads(&q)?, &self.q_norm, eps)?,
+                k_rope.rotate_normed(&self.heads(&k)?, &self.k_norm, eps)?,
+            ),
+            None => (
+                self.heads(&nn::rms_norm(&q, Some(&self.q_norm), eps)?)?,
+                self.heads(&nn::rms_norm(&k, Some(&self.k_norm), eps)?)?,
+            ),
+        };
         let scale = (self.shape.head_dim as f32).sqrt().recip();
         nn::attention(&q, &k, values, scale, mask)
     }
@@ -147,10 +153,7 @@ impl Attention {
     /// Gates per head, from the tokens that asked, and the way back: (batch, tokens, heads, head_dim) → (batch, tokens, query)
     fn project(&self, onto: Onto, x: &Array, attended: &Array) -> mlx::Result<Array> {
         let attended = match &self.gate {
-            Some(gate) => {
-                let gates = gate.forward(x)?.sigmoid()?.multiply(2.0f32)?; // (batch, tokens, heads)
-                attended.multiply(gates.expand_dims(&[3])?)?
-            }
+            Some(gate) => nn::gated_heads(attended, &gate.forward(x)?)?,
             None => attended.clone(),
         };
         let inner = self.shape.heads * self.shape.head_dim;

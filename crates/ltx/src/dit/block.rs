@@ -4,7 +4,7 @@ use mlx::Array;
 
 use super::attention::{Attention, Keep, Shape};
 use super::config::{Config, StreamConfig};
-use super::modulation::{Modulation, modulated};
+use super::modulation::Modulation;
 use super::rope::Rope;
 use super::stream::{Flow, Stream};
 use crate::checkpoint::Weights;
@@ -159,7 +159,7 @@ impl<'a> Voice<'a> {
     ) -> mlx::Result<Array> {
         let turned = |voice: &Voice| {
             let row = |row| voice.modulation.row(row);
-            modulated(&voice.normed, &row(direction)?, &row(direction + 1)?)
+            nn::modulated(&voice.normed, &row(direction)?, &row(direction + 1)?)
         };
         let ropes = Some((self.rope, speaker.rope));
         let gate = if let Keep::Some(kept) = keep { &self.gate.multiply(kept)? } else { &self.gate };

@@ -138,13 +138,3 @@ fn sinusoid(timesteps: &[f32]) -> mlx::Result<Array> {
     }
     Array::from_slice(&values, &[timesteps.len() as i32, SINUSOID])
 }
-
-/// RMS norm without a weight, then · (1 + scale) + shift. `x` (batch, tokens, width); the others broadcast to it.
-pub fn modulated_norm(x: &Array, scale: &Array, shift: &Array, eps: f32) -> mlx::Result<Array> {
-    modulated(&nn::rms_norm(x, None, eps)?, scale, shift)
-}
-
-/// x · (1 + scale) + shift.
-pub fn modulated(x: &Array, scale: &Array, shift: &Array) -> mlx::Result<Array> {
-    x.multiply(scale.add(1.0f32)?)?.add(shift)
-}

@@ -4,7 +4,7 @@
 use mlx::{Array, Dtype};
 
 use super::config::{Config, StreamConfig, TextModulation};
-use super::modulation::{Adaln, Distinct, Modulation, modulated};
+use super::modulation::{Adaln, Distinct, Modulation};
 use super::rope::{Frequencies, Rope};
 use super::stream::{Exchange, Flow};
 use super::{Conditions, Input};
@@ -184,7 +184,7 @@ impl Port {
     pub fn leave(&self, flow: &Flow) -> mlx::Result<Array> {
         let modulation: Modulation = flow.embedding.plus(&self.table)?; // shift, scale
         let normed = nn::layer_norm(&flow.x, self.eps)?;
-        self.project_out.forward(&modulated(&normed, &modulation.row(1)?, &modulation.row(0)?)?)
+        self.project_out.forward(&nn::modulated(&normed, &modulation.row(1)?, &modulation.row(0)?)?)
     }
 
     fn misfit(&self, what: &str, found: &Array, expected: &str) -> Error {

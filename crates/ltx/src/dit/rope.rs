@@ -7,6 +7,7 @@
 use mlx::{Array, Dtype, Result};
 
 use super::modulation::Distinct;
+use crate::nn;
 
 /// Which frequencies a rotation has.
 #[derive(Clone, Copy, Debug)]
@@ -87,12 +88,9 @@ impl Rope {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Turns each pair (i, i + head_dim / 2) of `x` (batch, tokens, heads, head_dim) by its angle.
-    pub fn rotate(&self, x: &Array) -> Result<Array> {
-        let halves = x.split(2, -1)?; // (batch, tokens, heads, head_dim / 2), twice
-        let (first, second) = (&halves[0], &halves[1]);
-        let turned_first = first.multiply(&self.cos)?.subtract(second.multiply(&self.sin)?)?;
-        let turned_second = second.multiply(&self.cos)?.add(first.multiply(&self.sin)?)?;
-        mlx::concatenate(&[&turned_first, &turned_second], -1)
+    /// The root-mean-square norm of `x` (batch, tokens, heads, head_dim), with each pair (i, i + head_dim / 2) turned by its
+    /// angle. The norm is over all heads where `weight` is (heads · head_dim), over each where it is (head_dim).
+    pub fn rotate_normed(&self, x: &Array, weight: &Array, eps: f32) -> Result<Array> {
+        nn::rotated_rms_norm(x, weight, eps, [&self.cos, &self.sin])
     }
 }

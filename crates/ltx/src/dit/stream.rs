@@ -5,7 +5,7 @@ use mlx::Array;
 
 use super::attention::{Attention, Keep, Shape};
 use super::config::{Config, StreamConfig, TextModulation};
-use super::modulation::{Modulation, modulated, modulated_norm};
+use super::modulation::Modulation;
 use super::port::Prepared;
 use crate::checkpoint::Weights;
 use crate::error::Result;
@@ -101,7 +101,7 @@ impl Stream {
     pub fn attend_to_itself(&self, flow: &mut Flow, keep: &Keep) -> mlx::Result<()> {
         let modulation = flow.modulation.plus(&self.table)?;
         let (shift, scale, gate) = (modulation.row(0)?, modulation.row(1)?, modulation.row(2)?);
-        let normed = modulated_norm(&flow.x, &scale, &shift, self.eps)?;
+        let normed = nn::modulated_rms_norm(&flow.x, &scale, &shift, self.eps)?;
         let Prepared { rope, mask, .. } = flow.prepared;
         let onto = Onto { x: &flow.x, gate: Some(&gate) };
         flow.x = self.self_attention.forward_self(onto, &normed, rope, mask.as_ref(), keep)?;
@@ -124,8 +124,8 @@ impl Stream {
                     Some(timed) => timed.plus(table)?,
                     None => Modulation::fixed(table)?,
                 };
-                let context = modulated(context, &text.row(1)?, &text.row(0)?)?;
-                let normed = modulated(&normed, &scale, &shift)?;
+                let context = nn::modulated(context, &text.row(1)?, &text.row(0)?)?;
+                let normed = nn::modulated(&normed, &scale, &shift)?;
                 let onto = Onto { x: &flow.x, gate: Some(&gate) };
                 self.text_attention.forward(onto, &normed, &context, None)?
             }
@@ -137,7 +137,7 @@ impl Stream {
     pub fn feed_forward(&self, flow: &mut Flow) -> mlx::Result<()> {
         let modulation = flow.modulation.plus(&self.table)?;
         let (shift, scale, gate) = (modulation.row(3)?, modulation.row(4)?, modulation.row(5)?);
-        let normed = modulated_norm(&flow.x, &scale, &shift, self.eps)?;
+        let normed = nn::modulated_rms_norm(&flow.x, &scale, &shift, self.eps)?;
         flow.x = self.feed_forward.forward(Onto { x: &flow.x, gate: Some(&gate) }, &normed)?;
         Ok(())
     }

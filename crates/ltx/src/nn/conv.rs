@@ -31,25 +31,32 @@ impl Conv {
 
     /// (batch, spatial.., in) → (batch, spatial.., out)
     pub fn forward(&self, x: &Array, settings: &mlx::Conv) -> mlx::Result<Array> {
-        if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, None) {
-            return y;
-        }
-        let y = x.conv(&self.weight, settings)?;
-        match &self.bias {
-            Some(bias) => y.add(bias),
-            None => Ok(y),
-        }
+        self.forward_onto(x, settings, None, None)
     }
 
-    /// The same with the ends of the first spatial axis repeated, `before` and `after` times. `settings` pads the others.
-    pub fn forward_continued(
+    /// The same, added to `onto` (batch, spatial.., out). Where `continued`, the ends of the first spatial axis are repeated
+    /// so many times before and after, and `settings` pads the others alone.
+    pub fn forward_onto(
         &self,
         x: &Array,
-        [before, after]: [i32; 2],
         settings: &mlx::Conv,
+        continued: Option<[i32; 2]>,
+        onto: Option<&Array>,
     ) -> mlx::Result<Array> {
-        let fused = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, Some([before, after]));
-        fused.unwrap_or_else(|| self.forward(&x.pad_edge(1, before, after)?, settings))
+        if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, continued, onto) {
+            return y;
+        }
+        let mut y = match continued {
+            Some([before, after]) => x.pad_edge(1, before, after)?.conv(&self.weight, settings)?,
+            None => x.conv(&self.weight, settings)?,
+        };
+        if let Some(bias) = &self.bias {
+            y = y.add(bias)?;
+        }
+        match onto {
+            Some(onto) => onto.add(&y),
+            None => Ok(y),
+        }
     }
 }
 
@@ -107,7 +114,7 @@ impl TransposedConv {
 /// + 1, channels).
 pub fn depthwise(x: &Array, weight: &Array, stride: i32) -> mlx::Result<Array> {
     let settings = mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() };
-    cpu::conv(x, weight, None, &settings, None).unwrap_or_else(|| x.conv(weight, &settings))
+    cpu::conv(x, weight, None, &settings, None, None).unwrap_or_else(|| x.conv(weight, &settings))
 }
 
 #[cfg(test)]

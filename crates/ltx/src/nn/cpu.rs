@@ -92,7 +92,7 @@ fn sizes<const N: usize>(array: &Array) -> Option<[usize; N]> {
     sizes.try_into().ok()
 }
 
-fn text(error: kernels::Error) -> String {
+pub(super) fn text(error: kernels::Error) -> String {
     error.to_string()
 }
 
@@ -145,7 +145,7 @@ pub(super) fn linear(
 
 /// How the rows of a gate (batch or 1, tokens or 1, n) are dealt out to those of an output (batch, tokens, n): how many there
 /// are, and for how many outputs in a row each.
-fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
+pub(super) fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
     let (&[batch, tokens, n], &[gate_batch, gate_tokens, gate_n]) = (shape, gate.shape()) else {
         return None;
     };
@@ -154,16 +154,18 @@ fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
     fits.then_some(((gate_batch * gate_tokens) as usize, repeat as usize))
 }
 
-/// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), or None where kernels do not take it. The
-/// first spatial axis, if `continued`, has its ends repeated so many times before and after; it has no zeros then.
+/// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), added to `onto`, or None where kernels do not
+/// take it. The first spatial axis, if `continued`, has its ends repeated so many times before and after; it has no zeros
+/// then.
 pub(super) fn conv(
     x: &Array,
     weight: &Array,
     bias: Option<&Array>,
     settings: &mlx::Conv,
     continued: Option<[i32; 2]>,
+    onto: Option<&Array>,
 ) -> Option<mlx::Result<Array>> {
-    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).collect();
+    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).chain(onto).collect();
     let rank = x.rank();
     if !takes(inputs.iter().copied()) || !(3..=5).contains(&rank) || weight.rank() != rank {
         return None;
@@ -208,10 +210,17 @@ pub(super) fn conv(
         outputs: weight.dim(0) as usize,
         groups: settings.groups as usize,
     };
+    if onto.is_some_and(|onto| onto.shape() != shape) {
+        return None;
+    }
+    let biased = bias.is_some();
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
-        let bias = inputs.get(2).map(values).transpose()?;
+        let (bias, onto) = inputs[2..].split_at(usize::from(biased));
+        let bias = bias.first().map(values).transpose()?;
+        let onto = onto.first().map(values).transpose()?;
         let (x, weight) = (values(&inputs[0])?, values(&inputs[1])?);
-        let epilogue = Epilogue { bias, ..Epilogue::default() };
+        let residual = onto.map(|values| Residual { values, gate: None });
+        let epilogue = Epilogue { bias, residual, ..Epilogue::default() };
         kernels::conv(x, weight, &sizes, &epilogue, values_mut(output, dtype)?).map_err(text)
     }))
 }

@@ -3,7 +3,7 @@
 use kernels::Activation;
 use mlx::Array;
 
-use super::{cpu, gelu_tanh, silu};
+use super::{cpu, gelu_tanh, leaky_relu, silu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -63,6 +63,7 @@ impl Linear {
             Activation::None => Ok(y),
             Activation::GeluTanh => gelu_tanh(&y),
             Activation::Silu => silu(&y),
+            Activation::Leaky { slope } => leaky_relu(&y, slope),
         }
     }
 

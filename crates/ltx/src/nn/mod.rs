@@ -5,17 +5,17 @@
 mod conv;
 pub mod cpu;
 mod linear;
+mod rows;
 
 pub use conv::{Conv, TransposedConv, depthwise};
 pub use kernels::Activation;
 pub use linear::{Bias, Linear, Onto};
+pub use rows::{
+    gated_heads, gelu_tanh, layer_norm, leaky_relu, modulated, modulated_rms_norm, rms_norm,
+    rotated_rms_norm, silu, silu_of_rms_norm, snake,
+};
 
 use mlx::{Array, Dtype, Result};
-
-/// Root-mean-square norm over the last axis, accumulated in f32: x / √(mean x² + eps) · weight.
-pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
-    mlx::fast::rms_norm(x, weight, eps)
-}
 
 /// Group norm over the last axis' channels in `groups` and every axis but the first, in f32: each group of a batch element
 /// is brought to mean 0 and variance 1, then times `weight` plus `bias` (channels).
@@ -28,11 +28,6 @@ pub fn group_norm(x: &Array, groups: i32, weight: &Array, bias: &Array, eps: f32
     normal.multiply(weight)?.add(bias)?.astype(x.dtype())
 }
 
-/// Layer norm over the last axis without weight or bias, accumulated in f32: (x − mean) / √(variance + eps).
-pub fn layer_norm(x: &Array, eps: f32) -> Result<Array> {
-    mlx::fast::layer_norm(x, None, None, eps)
-}
-
 /// softmax(q · kᵀ · scale + mask) · v. All are (batch, tokens, heads, head_dim), as linear layers write and read them;
 /// groups of query heads may share a key head. `mask` broadcasts to (batch, heads, q tokens, k tokens): numbers are added,
 /// bools choose.
@@ -43,27 +38,4 @@ pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Arra
     let heads_first = |x: &Array| x.transpose(&[0, 2, 1, 3]); // (batch, heads, tokens, head_dim)
     mlx::fast::attention(&heads_first(q)?, &heads_first(k)?, &heads_first(v)?, scale, mask)?
         .transpose(&[0, 2, 1, 3])
-}
-
-/// GELU in its tanh form: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
-pub fn gelu_tanh(x: &Array) -> Result<Array> {
-    // The cube of a bf16 activation loses too much: the argument is computed in f32, as PyTorch does.
-    let wide = x.astype(Dtype::F32)?;
-    let inner = wide
-        .square()?
-        .multiply(0.044715f32)?
-        .add(1.0f32)?
-        .multiply(&wide)?
-        .multiply((2.0 / std::f64::consts::PI).sqrt())?;
-    inner.tanh()?.add(1.0f32)?.multiply(&wide)?.multiply(0.5f32)?.astype(x.dtype())
-}
-
-/// SiLU: x · sigmoid(x).
-pub fn silu(x: &Array) -> Result<Array> {
-    x.multiply(x.sigmoid()?)
-}
-
-/// Leaky ReLU: x where positive, `slope` · x elsewhere; `slope` below 1.
-pub fn leaky_relu(x: &Array, slope: f32) -> Result<Array> {
-    x.maximum(x.multiply(slope)?)
 }

@@ -175,7 +175,7 @@ impl Norm {
     }
 
     fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        nn::rms_norm(&x.astype(Dtype::F32)?, Some(&self.weight), self.eps)?.astype(x.dtype())
+        nn::rms_norm(x, Some(&self.weight), self.eps)
     }
 }
 
@@ -266,13 +266,15 @@ impl Layer {
         let heads = |x: Array, heads: i32| -> mlx::Result<Array> {
             x.reshape(&[1, tokens, heads, settings.head_dim])
         };
-        let q = self.q_norm.forward(&heads(self.q.forward(x)?, settings.heads)?)?;
-        let k = self.k_norm.forward(&heads(self.k.forward(x)?, settings.key_heads)?)?;
+        let q = heads(self.q.forward(x)?, settings.heads)?;
+        let k = heads(self.k.forward(x)?, settings.key_heads)?;
         let v = heads(self.v.forward(x)?, settings.key_heads)?;
         let rope =
             Rope::from_angles(&angles(tokens as usize, settings.head_dim as usize, span), tokens, x.dtype())?;
         let mask = mask(tokens as usize, span.window)?;
-        let attended = nn::attention(&rope.rotate(&q)?, &rope.rotate(&k)?, &v, settings.scale, Some(&mask))?;
+        let turned = |x: &Array, norm: &Norm| rope.rotate_normed(x, &norm.weight, norm.eps);
+        let (q, k) = (turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?);
+        let attended = nn::attention(&q, &k, &v, settings.scale, Some(&mask))?;
         Ok(self.o.forward(&attended.reshape(&[1, tokens, -1])?)?) // from (1, tokens, heads · head_dim)
     }
 }

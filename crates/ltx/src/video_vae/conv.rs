@@ -41,16 +41,22 @@ impl CausalConv {
     /// (batch, frames, height, width, in) → (batch, frames', height', width', out). Causal repeats the first frame
     /// twice before; otherwise the first and the last stand once more at their ends.
     pub fn forward(&self, x: &Array, causal: bool) -> Result<Array> {
-        let continued = if causal { [2, 0] } else { [1, 1] };
+        self.forward_onto(x, causal, None)
+    }
+
+    /// The same, added to `onto` (batch, frames', height', width', out).
+    pub fn forward_onto(&self, x: &Array, causal: bool, onto: Option<&Array>) -> Result<Array> {
+        let continued = Some(if causal { [2, 0] } else { [1, 1] });
         let mut settings = mlx::Conv { stride: self.stride.into(), ..Default::default() };
         match self.padding {
             Padding::Zeros => {
                 settings.padding_low = vec![0, 1, 1];
                 settings.padding_high = vec![0, 1, 1];
-                Ok(self.conv.forward_continued(x, continued, &settings)?)
+                Ok(self.conv.forward_onto(x, &settings, continued, onto)?)
             }
             Padding::Reflect => {
-                Ok(self.conv.forward_continued(&reflect(&reflect(x, 2)?, 3)?, continued, &settings)?)
+                let mirrored = reflect(&reflect(x, 2)?, 3)?;
+                Ok(self.conv.forward_onto(&mirrored, &settings, continued, onto)?)
             }
         }
     }

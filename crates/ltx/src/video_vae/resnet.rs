@@ -15,9 +15,11 @@ pub(super) struct Pass<'a, 'n> {
     pub noise: &'a mut Noise<'n>,
 }
 
+const EPS: f32 = 1e-8;
+
 /// x / √(mean x² + 1e-8) over the channels.
 pub(super) fn pixel_norm(x: &Array) -> mlx::Result<Array> {
-    nn::rms_norm(x, None, 1e-8)
+    nn::rms_norm(x, None, EPS)
 }
 
 /// x · (1 + scale) + shift, with scale and shift (batch, 1, 1, 1, channels).
@@ -96,13 +98,18 @@ impl ResnetBlock {
             (Some(table), Some(timestep)) => Some(rows(table, timestep)?),
             _ => None,
         };
+        let shortcut = match &self.shortcut {
+            Some(shortcut) => &shortcut.forward(x)?,
+            None => x,
+        };
         let mut y = x.clone();
         for (index, conv) in [&self.conv1, &self.conv2].into_iter().enumerate() {
-            y = pixel_norm(&y)?;
-            if let Some(rows) = &rows {
-                y = modulate(&y, &rows[2 * index], &rows[2 * index + 1])?;
-            }
-            y = conv.forward(&nn::silu(&y)?, pass.causal)?;
+            y = match &rows {
+                None => nn::silu_of_rms_norm(&y, EPS)?,
+                Some(rows) => nn::silu(&modulate(&pixel_norm(&y)?, &rows[2 * index], &rows[2 * index + 1])?)?,
+            };
+            let onto = (index == 1 && self.noise.is_none()).then_some(shortcut);
+            y = conv.forward_onto(&y, pass.causal, onto)?;
             if let Some(strength) = &self.noise {
                 let (height, width) = (y.dim(2), y.dim(3));
                 let noise =
@@ -110,10 +117,7 @@ impl ResnetBlock {
                 y = y.add(noise.multiply(&strength[index])?)?; // one map for all frames
             }
         }
-        match &self.shortcut {
-            Some(shortcut) => Ok(shortcut.forward(x)?.add(&y)?),
-            None => Ok(x.add(&y)?),
-        }
+        if self.noise.is_some() { Ok(shortcut.add(&y)?) } else { Ok(y) }
     }
 }
 

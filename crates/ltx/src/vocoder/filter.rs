@@ -84,6 +84,7 @@ fn spread(taps: &[f32], channels: i32) -> mlx::Result<Array> {
 
 /// The snake activation x + sin²(αx) / β at twice the rate.
 pub(super) struct AntiAliased {
+    filters: [[f32; TAPS]; 2], // up, down
     up: Upsample,
     down: Downsample,
     alpha: Array,           // (channels)
@@ -93,15 +94,18 @@ pub(super) struct AntiAliased {
 impl AntiAliased {
     /// Reads filters and the logarithms of α and β at `weights`. Without `beta`, β is α.
     pub(super) fn load(weights: &Weights, channels: i32, beta: bool) -> Result<Self> {
-        let filter = |path: &str| -> Result<Vec<f32>> {
-            Ok(weights.at(path).tensor("filter", &[1, 1, TAPS as i32])?.to_f32()?)
+        let filter = |path: &str| -> Result<[f32; TAPS]> {
+            let taps = weights.at(path).tensor("filter", &[1, 1, TAPS as i32])?.to_f32()?;
+            Ok(std::array::from_fn(|tap| taps[tap]))
         };
+        let (up, down) = (filter("upsample")?, filter("downsample.lowpass")?);
         let parameter = |name| -> Result<Array> { Ok(weights.at("act").tensor(name, &[channels])?.exp()?) };
         let alpha = parameter("alpha")?;
         let beta = if beta { parameter("beta")? } else { alpha.clone() };
         Ok(Self {
-            up: Upsample::new(&filter("upsample")?, (TAPS - RATIO) / 2, RATIO, channels)?,
-            down: Downsample { weight: spread(&filter("downsample.lowpass")?, channels)? },
+            filters: [up, down],
+            up: Upsample::new(&up, (TAPS - RATIO) / 2, RATIO, channels)?,
+            down: Downsample { weight: spread(&down, channels)? },
             alpha,
             reciprocal_beta: beta.add(1e-9f32)?.reciprocal()?,
         })
@@ -109,6 +113,9 @@ impl AntiAliased {
 
     /// (batch, time, channels), both sides.
     pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
+        if let Some(y) = nn::snake(x, [&self.alpha, &self.reciprocal_beta], self.filters) {
+            return y;
+        }
         let x = self.up.forward(x)?;
         let ripple = x.multiply(&self.alpha)?.sin()?.square()?.multiply(&self.reciprocal_beta)?;
         self.down.forward(&x.add(ripple)?)

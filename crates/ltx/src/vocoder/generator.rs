@@ -96,11 +96,8 @@ struct Pair {
 
 impl Pair {
     fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        let mut y = x.clone();
-        for half in 0..2 {
-            y = self.convs[half].forward(&self.activations[half].forward(&y)?, &self.settings[half])?;
-        }
-        x.add(&y)
+        let y = self.convs[0].forward(&self.activations[0].forward(x)?, &self.settings[0])?;
+        self.convs[1].forward_onto(&self.activations[1].forward(&y)?, &self.settings[1], None, Some(x))
     }
 }
 
