@@ -6,6 +6,7 @@ mod args;
 mod devices;
 mod generate;
 mod inspect;
+mod lora;
 mod terminal;
 mod verify;
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Generate(arguments) => finish(generate::run(&arguments)),
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
+        Command::Lora(command) => finish(lora::run(&command)),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
     }
