@@ -67,6 +67,28 @@ pub enum RecipeChoice {
     /// One guided pass at full size; for dev models
     #[value(alias = "one_stage", alias = "dev")]
     OneStage,
+    /// Guided at half size, upsample, refine with the distilled LoRA; for dev models
+    #[value(aliases = ["two_stage", "two-stages", "dev-two-stage"])]
+    TwoStage,
+    /// The same with a sampler of second order in fewer steps
+    #[value(aliases = ["two_stage_hq", "two-stages-hq", "dev-two-stage-hq"])]
+    TwoStageHq,
+}
+
+/// From one noise level to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SamplerChoice {
+    /// Straight along the velocity
+    Euler,
+    /// Euler with fresh noise at every step
+    #[value(alias = "euler_ancestral")]
+    EulerAncestral,
+    /// Euler with the velocity extrapolated from its change
+    #[value(aliases = ["gradient_estimation", "gradient-estimating-euler", "ge"])]
+    GradientEstimation,
+    /// Second order: two passes a step, with fresh noise
+    #[value(name = "res-2s", aliases = ["res_2s", "res2s"])]
+    Res2s,
 }
 
 #[derive(Debug, Args)]
@@ -120,6 +142,11 @@ pub struct Generate {
     /// How to denoise [default: by the model's file name]
     #[arg(long, value_name = "NAME", alias = "pipeline")]
     pub recipe: Option<RecipeChoice>,
+    /// Sampler of the first stage [default: the recipe's]
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<SamplerChoice>,
+    #[command(flatten, next_help_heading = "LoRAs")]
+    pub loras: Loras,
     /// What the clip should not be; used when guidance is on
     #[arg(short, long, value_name = "PROMPT")]
     pub negative_prompt: Option<String>,
@@ -163,6 +190,23 @@ pub struct Generate {
     /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Updates of the model's weights.
+#[derive(Debug, Args)]
+pub struct Loras {
+    /// LoRA file, adapter folder or short name, and its strength (1 if left out); may be repeated
+    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, allow_negative_numbers = true, alias = "loras")]
+    pub lora: Vec<String>,
+    /// LoRA with which the two-stage recipes refine, and its strength there [default: 1; 0.5 for two-stage-hq]
+    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, allow_negative_numbers = true)]
+    pub distilled_lora: Vec<String>,
+    /// Its strength before that, at half size [default: 0; 0.25 for two-stage-hq]
+    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
+    pub distilled_lora_strength_stage_1: Option<f32>,
+    /// The same as the strength after --distilled-lora
+    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
+    pub distilled_lora_strength_stage_2: Option<f32>,
 }
 
 /// Guidance of the video, and of the sound where an `--audio-` option differs from it.

@@ -35,6 +35,12 @@ fn check(generation: &str, case: &str) {
     if let Some(upsampler) = golden.setting("upsampler") {
         command.arg("--spatial-upsampler").arg(fixtures().join(upsampler));
     }
+    if let Some(lora) = golden.setting("distilled_lora") {
+        command.arg("--distilled-lora").arg(fixtures().join(lora));
+    }
+    if let Some((lora, strength)) = golden.setting("lora").and_then(|lora| lora.split_once(' ')) {
+        command.arg("--lora").arg(fixtures().join(lora)).arg(strength);
+    }
     let options = [
         ("steps", "--steps"),
         ("video_cfg", "--cfg"),
@@ -101,6 +107,16 @@ fn distilled_2_3() {
 #[test]
 fn one_stage_2_3() {
     check("2.3", "one_stage");
+}
+
+#[test]
+fn two_stage_2_3() {
+    check("2.3", "two_stage");
+}
+
+#[test]
+fn two_stage_hq_2_3() {
+    check("2.3", "two_stage_hq");
 }
 
 fn prompted(output: &Path, extra: &[&str]) -> std::process::Command {

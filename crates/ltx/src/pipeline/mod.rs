@@ -7,11 +7,13 @@ mod clip;
 mod conditioning;
 mod generation;
 mod plan;
+mod prompted;
+mod recipe;
 mod request;
 mod stage;
 
 pub(crate) use conditioning::Text;
-pub(crate) use stage::Prompted;
+pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
 pub use generation::{Generation, Kind};

@@ -8,14 +8,12 @@ use serde_json::{Value, json};
 
 use super::clip::check_finite;
 use super::conditioning::{AUDIO_BINS, EmbeddingFile, NoiseSource, Shapes, Text, Widths};
+use super::recipe::{Circumstances, Steps, with_loras};
 use super::stage::Stage;
 use super::{Clip, Frames, Generation, Kind, Latents, Recipe, Request, UnreadPolicy};
 use crate::audio_vae::AudioDecoder;
 use crate::checkpoint::{Checkpoint, Component, Config, Unread, Weights};
-use crate::diffusion::Both;
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::schedule::{DEFAULT_TOKENS, DISTILLED, DISTILLED_STAGE_2, Schedule};
-use crate::diffusion::step::Sampler;
 use crate::dit::{self, Dit};
 use crate::error::{Error, Result};
 use crate::media::Audio;
@@ -37,13 +35,10 @@ pub struct Plan<'a> {
     checkpoint: Checkpoint,
     upsampler: Option<Checkpoint>,
     recipe: Recipe,
-    kind: Kind,
-    generation: &'static Generation,
     video: VideoShape,
     audio: Option<AudioShape>,
     transformer: dit::Config,
-    guidance: Both<Guidance>,
-    sigmas: Vec<f32>,
+    steps: Vec<Steps>,
     prompts: Prompts,
     notes: Vec<String>,
 }
@@ -68,68 +63,41 @@ impl<'a> Plan<'a> {
         let (_, config) = checkpoint.component(Component::Dit, request.dtype)?;
         let transformer = dit::Config::new(&config)?;
         let generation = Generation::of(checkpoint.version());
+        let checkpoint = with_loras(request, checkpoint, &mut notes)?;
 
         let upsampler = upsampler(request, &checkpoint)?;
         let named = Kind::of(&checkpoint);
-        let recipe = recipe(request, named, upsampler.is_some(), &mut notes);
-        let kind = named.unwrap_or(if recipe == Recipe::Distilled { Kind::Distilled } else { Kind::Dev });
+        let recipe = Recipe::choose(request, named, upsampler.is_some(), &mut notes);
 
         let height = request.height.unwrap_or(recipe.default_height());
         let video = VideoShape { frames: request.frames, height, width: request.width };
         video.check(recipe.size_multiple())?;
         let audio =
             request.audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
-        if recipe == Recipe::Distilled && upsampler.is_none() {
+        if recipe.two_stages() && upsampler.is_none() {
             return Err(Error::request(
-                "the distilled recipe needs the latent upsampler x2",
+                format!("the {} recipe needs the latent upsampler x2", recipe.name()),
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
             ));
         }
-        let guidance = guidance(request, kind, generation, audio.is_some())?;
-        for (modality, guidance) in guidance.iter() {
-            if let Some(block) =
-                guidance.stg_blocks.iter().find(|&&block| guidance.stg != 0.0 && block >= transformer.layers)
-            {
-                return Err(Error::request(
-                    format!(
-                        "{} guidance perturbs block {block}, but the transformer has {} blocks, counted from 0",
-                        modality.name(),
-                        transformer.layers
-                    ),
-                    "choose others with --stg-blocks, or turn it off with --stg-scale 0 --audio-stg-scale 0",
-                ));
-            }
-        }
-        let sigmas = match (kind, request.steps) {
-            (Kind::Dev, steps) => Schedule::Ltx2.sigmas(steps.unwrap_or(generation.steps), DEFAULT_TOKENS)?,
-            (Kind::Distilled, None) => DISTILLED.to_vec(),
-            (Kind::Distilled, Some(steps)) => {
-                if steps != DISTILLED.len() - 1 {
-                    notes.push(format!(
-                        "distilled models were made for {} steps; their table is resampled to {steps}",
-                        DISTILLED.len() - 1
-                    ));
-                }
-                Schedule::Distilled.sigmas(steps, DEFAULT_TOKENS)?
-            }
-        };
-        let negative = guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0);
-        let prompts = prompts(request, &transformer, negative)?;
-        let plan = Self {
+        let divisor = if recipe.two_stages() { 2 } else { 1 };
+        let first = VideoShape { height: height / divisor, width: request.width / divisor, ..video };
+        let circumstances = Circumstances {
             request,
-            checkpoint,
-            upsampler,
             recipe,
-            kind,
+            kind: recipe.kind(named)?,
             generation,
-            video,
-            audio,
-            transformer,
-            guidance,
-            sigmas,
-            prompts,
-            notes,
+            model: &checkpoint,
+            layers: transformer.layers,
+            audio: audio.is_some(),
+            tokens: first.latent().tokens(),
         };
+        let steps = circumstances.stages(&mut notes)?;
+        let negative =
+            steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
+        let prompts = prompts(request, &transformer, negative)?;
+        let plan =
+            Self { request, checkpoint, upsampler, recipe, video, audio, transformer, steps, prompts, notes };
         plan.check_channels(&config)?;
         let noise = NoiseSource::new(request.noise.as_deref(), request.seed)?;
         for stage in plan.stages() {
@@ -150,8 +118,10 @@ impl<'a> Plan<'a> {
             self.load(Component::Projection, silent, Projection::load)?;
             self.load(Component::Connector, silent, Connectors::load)?;
         }
-        self.load(Component::Dit, silent, Dit::load)?;
-        if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe == Recipe::Distilled) {
+        for model in self.steps.iter().filter_map(|steps| steps.model.as_ref()) {
+            self.load_from(model, Component::Dit, silent, Dit::load)?;
+        }
+        if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe.two_stages()) {
             self.load_from(files, Component::Upsampler, silent, Upsampler::load)?;
         }
         self.load(Component::VideoDecoder, silent, ConvDecoder::load)?
@@ -179,8 +149,15 @@ impl<'a> Plan<'a> {
         settings["recipe"] = json!(self.recipe.name());
         settings["model_version"] = json!(self.checkpoint.version());
         settings["height"] = json!(self.video.height);
-        settings["steps"] = json!(self.sigmas.len() - 1);
-        for (modality, guidance) in self.guidance.iter().filter(|(_, guidance)| **guidance != Guidance::OFF) {
+        let Some(first) = self.steps.first() else { return settings };
+        settings["steps"] = json!(first.sigmas.len().saturating_sub(1));
+        settings["sampler"] = json!(first.sampler.name());
+        if self.recipe.keeps_first_sound() {
+            let strengths = self.steps.iter().map(|steps| steps.distilled_strength);
+            settings["distilled_lora_strengths"] = json!(strengths.collect::<Vec<_>>());
+        }
+        for (modality, guidance) in first.guidance.iter().filter(|(_, guidance)| **guidance != Guidance::OFF)
+        {
             settings["guidance"][modality.name()] = json!({
                 "cfg": guidance.cfg, "stg_scale": guidance.stg, "stg_blocks": guidance.stg_blocks,
                 "rescale": guidance.rescale, "modality_scale": guidance.modality, "skip": guidance.skip,
@@ -227,48 +204,40 @@ impl<'a> Plan<'a> {
     }
 
     fn denoise(&self, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
-        progress.phase("load transformer", 0)?;
-        let dit = self.load(Component::Dit, progress, Dit::load)?;
-        let two_stages = self.recipe == Recipe::Distilled;
-        progress.phase(if two_stages { "denoise at half size" } else { "denoise" }, self.sigmas.len() - 1)?;
-        let sampler = match (self.kind, self.generation.ancestral) {
-            (Kind::Distilled, true) => Sampler::EulerAncestral { eta: 1.0, s_noise: 1.0 },
-            _ => Sampler::Euler,
-        };
-        let mut stages = self.stages().into_iter();
-        let mut latents = match stages.next() {
-            Some(shapes) => {
-                self.stage(shapes, sampler, &self.sigmas, None).run(&dit, text, noise, progress)?
+        let mut done: Option<Latents> = None;
+        let mut sound = None;
+        let mut dit = None;
+        for (steps, shapes) in self.steps.iter().zip(self.stages()) {
+            if steps.model.is_some() {
+                drop(dit.take()); // One transformer at a time, and none beside the upsampler.
             }
-            None => return Err(Error::request("a recipe without stages", "choose another --recipe")),
-        };
-        // The refinement is too short to remove noise that is added on the way: always plain Euler.
-        for shapes in stages {
-            progress.phase("upsample", 0)?;
-            latents.video = self.upsample(&latents.video, progress)?;
-            progress.phase("refine", DISTILLED_STAGE_2.len() - 1)?;
-            let stage = self.stage(shapes, Sampler::Euler, &DISTILLED_STAGE_2, Some(&latents));
-            latents = stage.run(&dit, text, noise, progress)?;
+            if let Some(latents) = &mut done {
+                progress.phase("upsample", 0)?;
+                latents.video = self.upsample(&latents.video, progress)?;
+            }
+            if let Some(model) = &steps.model {
+                progress.phase("load transformer", 0)?;
+                dit = Some(self.load_from(model, Component::Dit, progress, Dit::load)?);
+            }
+            let Some(dit) = &dit else { continue };
+            progress.phase(steps.name, steps.sigmas.len().saturating_sub(1))?;
+            let stage = Stage {
+                shapes,
+                frame_rate: self.request.frame_rate,
+                sampler: steps.sampler,
+                sigmas: &steps.sigmas,
+                guidance: steps.guidance.clone(),
+                seed: self.request.seed,
+                from: done.as_ref(),
+            };
+            let latents = stage.run(dit, text, noise, progress)?;
+            sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));
+            done = Some(latents);
         }
+        let mut latents =
+            done.ok_or_else(|| Error::request("a recipe without stages", "choose another --recipe"))?;
+        latents.audio = sound.or(latents.audio);
         Ok(latents)
-    }
-
-    fn stage<'b>(
-        &self,
-        shapes: Shapes,
-        sampler: Sampler,
-        sigmas: &'b [f32],
-        from: Option<&'b Latents>,
-    ) -> Stage<'b> {
-        Stage {
-            shapes,
-            frame_rate: self.request.frame_rate,
-            sampler,
-            sigmas,
-            guidance: self.guidance.clone(),
-            seed: self.request.seed,
-            from,
-        }
     }
 
     /// Normalized latents (1, channels, frames, height, width) → twice as high and wide.
@@ -344,7 +313,7 @@ impl<'a> Plan<'a> {
         };
         match self.recipe {
             Recipe::OneStage => vec![shapes(1, false)],
-            Recipe::Distilled => vec![shapes(2, false), shapes(1, true)],
+            _ => vec![shapes(2, false), shapes(1, true)],
         }
     }
 
@@ -423,52 +392,6 @@ fn upsampler(request: &Request, checkpoint: &Checkpoint) -> Result<Option<Checkp
         }
     }
     Ok(None)
-}
-
-/// The recipe asked for, or the one that the model's name and the files at hand suggest.
-fn recipe(request: &Request, kind: Option<Kind>, upsampler: bool, notes: &mut Vec<String>) -> Recipe {
-    if let Some(recipe) = request.recipe {
-        return recipe;
-    }
-    match (kind, upsampler) {
-        (Some(Kind::Dev), _) => Recipe::OneStage,
-        (Some(Kind::Distilled), true) => Recipe::Distilled,
-        (Some(Kind::Distilled), false) => {
-            notes.push("no --spatial-upsampler: one stage at full size instead of two".into());
-            Recipe::OneStage
-        }
-        (None, upsampler) => {
-            let recipe = if upsampler { Recipe::Distilled } else { Recipe::OneStage };
-            notes.push(format!(
-                "the model's file name says neither dev nor distilled: using --recipe {}",
-                recipe.name()
-            ));
-            recipe
-        }
-    }
-}
-
-fn guidance(request: &Request, kind: Kind, generation: &Generation, audio: bool) -> Result<Both<Guidance>> {
-    let given = [&request.video_guidance, &request.audio_guidance];
-    if kind == Kind::Distilled {
-        if given.iter().any(|guidance| !guidance.is_empty()) {
-            return Err(Error::request(
-                "distilled models take no guidance: it was trained into them, and applying it again spoils the picture",
-                "leave out the guidance options, or use a dev model with --recipe one-stage",
-            ));
-        }
-        return Ok(Both::default());
-    }
-    let mut video = request.video_guidance.over(generation.video_guidance());
-    let mut sound = generation.audio_guidance();
-    // Blocks belong to the model, not to a modality: chosen for the video, they hold for the sound too.
-    sound.stg_blocks = video.stg_blocks.clone();
-    let sound = request.audio_guidance.over(sound);
-    if !audio {
-        // Without sound there is no other modality to agree with.
-        video.modality = 1.0;
-    }
-    Ok(Both { video: Some(video), audio: audio.then_some(sound) })
 }
 
 fn prompts(request: &Request, transformer: &dit::Config, negative: bool) -> Result<Prompts> {
