@@ -42,7 +42,8 @@ pub fn merge(
 
     let mut tensors: Vec<_> = file.tensors().collect();
     tensors.sort_by_key(|(_, info)| info.data_offsets.0);
-    progress.phase("merge", tensors.len())?;
+    progress.phase("merge", 100)?;
+    let mut percent = 0;
     out.write_all(file.head()).map_err(failed)?;
     let count = tensors.len();
     for (index, (key, info)) in tensors.into_iter().enumerate() {
@@ -52,7 +53,11 @@ pub fn merge(
         } else {
             out.write_all(file.bytes(info)).map_err(failed)?;
         }
-        progress.report(Event::Step { done: index + 1, of: count })?;
+        let done = (index + 1) * 100 / count;
+        if done > percent {
+            percent = done;
+            progress.report(Event::Step { done, of: 100 })?;
+        }
     }
     let written = out.into_inner().map_err(|error| failed(error.into_error()))?;
     written.as_file().sync_all().map_err(failed)?;

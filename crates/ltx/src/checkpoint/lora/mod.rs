@@ -72,6 +72,12 @@ impl Lora {
                 Key::Unknown => unknown.push(key),
             }
         }
+        // An alpha by itself is no update: vocoders have parameters of that name.
+        parts.retain(|_, [down, up, alpha]| {
+            let factors = down.is_some() || up.is_some();
+            unknown.extend(alpha.take_if(|_| !factors));
+            factors
+        });
         if parts.is_empty() {
             return Err(Error::file(
                 file.path(),
