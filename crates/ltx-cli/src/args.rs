@@ -20,6 +20,8 @@ pub enum Command {
     /// Show what is in a model file or folder
     #[command(alias = "info")]
     Inspect(Inspect),
+    /// Have Gemma make a prompt of an idea
+    Enhance(Enhance),
     /// Look into LoRA files, or merge them into a model
     #[command(subcommand)]
     Lora(LoraCommand),
@@ -100,6 +102,9 @@ pub struct Generate {
     #[arg(short, long = "prompt", value_name = "PROMPT", conflicts_with = "prompt", hide = true)]
     pub prompt_option: Option<String>,
 
+    /// Have Gemma make a longer prompt of it first, and show that
+    #[arg(long, conflicts_with = "embedding")]
+    pub enhance_prompt: bool,
     /// Model files, or a folder of them; parts are recognised by content
     #[arg(short, long, value_name = "PATH", required = true, visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
     pub model: Vec<PathBuf>,
@@ -323,4 +328,38 @@ pub struct Devices {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Enhance {
+    /// The idea
+    #[arg(value_name = "PROMPT")]
+    pub prompt: String,
+    /// Folder of the instruction-tuned Gemma 3
+    #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
+    pub gemma: PathBuf,
+    /// The clip will begin with a picture, which Gemma does not see
+    #[arg(long, alias = "i2v")]
+    pub with_image: bool,
+    /// Seed of the choice of words
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// How freely words are chosen; 0 takes the likeliest always
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub temperature: f64,
+    /// Tokens at most
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Print the instructions that Gemma gets, and write nothing
+    #[arg(long)]
+    pub show_instructions: bool,
+    /// Where to compute
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+    /// Type of weights and activations
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
+    pub dtype: DtypeChoice,
+    /// Print the prompt and errors only
+    #[arg(short, long)]
+    pub quiet: bool,
 }

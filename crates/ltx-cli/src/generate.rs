@@ -16,7 +16,14 @@ use crate::terminal::{Terminal, peak_memory, seconds};
 pub fn run(arguments: &Generate) -> Result<()> {
     let started = Instant::now();
     crate::choose_device(arguments.device)?;
-    let request = request(arguments)?;
+    let mut request = request(arguments)?;
+    let mut terminal = Terminal::new(arguments.quiet);
+    if arguments.enhance_prompt {
+        // Nothing is written for a clip that cannot be made.
+        Plan::new(&request)?;
+        check_output(arguments)?;
+        crate::enhance::replace_prompt(&mut request, &mut terminal)?;
+    }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
     // place to write to.
     let plan = Plan::new(&request)?;
@@ -37,7 +44,6 @@ pub fn run(arguments: &Generate) -> Result<()> {
         ltx::pipeline::check_latents_path(path)?;
     }
 
-    let mut terminal = Terminal::new(arguments.quiet);
     let clip = plan.run(&mut terminal)?;
     if let Some(path) = &arguments.save_latents {
         clip.latents.save(path)?;

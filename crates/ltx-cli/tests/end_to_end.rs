@@ -189,6 +189,30 @@ fn guided_by_a_prompt_without_sound() {
 }
 
 #[test]
+fn an_enhanced_prompt_is_shown_and_makes_the_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, output) = (folder.path().join("plain.mp4"), folder.path().join("clip.mp4"));
+    let idea = "two otters juggle pebbles in a brook";
+    let gemma = fixtures().join("gemma3").display().to_string();
+    let made = prompted(&output, &["--enhance-prompt"]).output().unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{said}");
+    // The same seed and type make the same words by themselves.
+    let written = succeed(ltx(&["enhance", idea, "--gemma", &gemma, "--device", "cpu", "--quiet"]));
+    let written = written.trim();
+    assert!(written != idea && said.contains(&format!("prompt: {written}")), "{said}");
+    let settings: serde_json::Value =
+        serde_json::from_str(&ltx::media::read_settings(&output).unwrap()).unwrap();
+    assert_eq!(settings["prompt"], written);
+    succeed(prompted(&plain, &[]));
+    assert_ne!(std::fs::read(plain).unwrap(), std::fs::read(output).unwrap());
+    assert!(
+        succeed(ltx(&["enhance", idea, "--gemma", &gemma, "--show-instructions", "--with-image"]))
+            .contains("picture")
+    );
+}
+
+#[test]
 fn json_says_what_was_made() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("clip.mp4");
