@@ -7,18 +7,24 @@
 
 mod attention;
 mod conv;
+mod elementwise;
 mod gemm;
 mod isa;
 mod math;
+mod norm;
 mod pool;
+mod snake;
 mod values;
 
 pub use attention::{AttentionShape, Mask, attention};
 pub use conv::{Axis, ConvShape, Padding, conv};
-pub use gemm::{Epilogue, Gate, Residual, linear};
+pub use elementwise::{activate, gate_heads};
+pub use gemm::{Epilogue, PerRow, Residual, linear};
 pub use isa::{Isa, isa, set_isa};
 pub use math::Activation;
+pub use norm::{Norm, Rotation, Scaling, norm, norm_and_rotate};
 pub use pool::{set_threads, threads};
+pub use snake::{Snake, snake};
 pub use values::{Matrix, Values, ValuesMut};
 
 /// Why a kernel was not run.

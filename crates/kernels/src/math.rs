@@ -54,3 +54,24 @@ pub(crate) fn exp<S: Simd>(simd: S, x: S::V) -> S::V {
     }
     simd.zero_below(x, simd.splat(LOWEST), simd.mul(sum, simd.exp2(n)))
 }
+
+/// sin² x to about 10⁻⁷ for |x| up to some 10⁴, and in [0, 1] beyond; NaN for what is not finite.
+#[inline(always)]
+pub(crate) fn sine_squared<S: Simd>(simd: S, x: S::V) -> S::V {
+    // x = n π + r with |r| ≤ π / 2. Of the parts of π the first ones have so few digits that n times them is exact.
+    let n = simd.round(simd.mul(x, simd.splat(std::f32::consts::FRAC_1_PI)));
+    let mut r = x;
+    for part in [3.140_625, 9.670_257_6e-4, 6.277_114e-7, 1.215_420_1e-10] {
+        r = simd.fma(n, simd.splat(-part), r);
+    }
+    let half = simd.splat(std::f32::consts::FRAC_PI_2);
+    let r = simd.min(half, simd.max(simd.sub(simd.splat(0.0), half), r));
+    // The Taylor series of the sine; the first term left out, r¹³ / 13!, is below 6 · 10⁻⁸.
+    let square = simd.mul(r, r);
+    let mut sum = simd.splat(-1.0 / 39_916_800.0);
+    for term in [1.0 / 362_880.0, -1.0 / 5040.0, 1.0 / 120.0, -1.0 / 6.0, 1.0] {
+        sum = simd.fma(sum, square, simd.splat(term));
+    }
+    let sine = simd.mul(sum, r);
+    simd.mul(sine, sine)
+}

@@ -4,7 +4,7 @@
 
 mod support;
 
-use kernels::{Activation, Epilogue, Error, Gate, Matrix, Residual};
+use kernels::{Activation, Epilogue, Error, Matrix, PerRow, Residual};
 use support::{Data, close, every_isa, gelu_tanh, silu};
 
 #[test]
@@ -103,7 +103,7 @@ fn refuses_what_does_not_fit() {
     assert!(refused(matrix(2, 4), matrix(3, 4), Some(&values[..2]), &mut out));
     assert!(!refused(matrix(2, 4), matrix(3, 4), Some(&values[..3]), &mut out));
     let refused = |residual: usize, gate: usize, rows: usize, repeat: usize| {
-        let gate = Some(Gate { values: values[..gate].into(), rows, repeat });
+        let gate = Some(PerRow { values: values[..gate].into(), rows, repeat });
         let residual = Some(Residual { values: values[..residual].into(), gate });
         let epilogue = Epilogue { residual, ..Epilogue::default() };
         kernels::linear(matrix(2, 4), matrix(3, 4), &epilogue, &mut [0.0f32; 6][..]).is_err()
@@ -132,7 +132,7 @@ fn outputs_are_gated_and_added() {
                     bias: Some(bias.values()),
                     residual: Some(Residual {
                         values: residual.values(),
-                        gate: (rows > 0).then(|| Gate { values: gate.values(), rows, repeat }),
+                        gate: (rows > 0).then(|| PerRow { values: gate.values(), rows, repeat }),
                     }),
                     ..Epilogue::default()
                 };

@@ -25,18 +25,35 @@ pub struct Residual<'a> {
     /// (m, n)
     pub values: Values<'a>,
     /// What the output is multiplied by first.
-    pub gate: Option<Gate<'a>>,
+    pub gate: Option<PerRow<'a>>,
 }
 
-/// Factors for the rows of an output (m, n).
+/// Values for each row of (m, n): row `r` takes row `r / repeat % rows`.
 #[derive(Clone, Copy, Debug)]
-pub struct Gate<'a> {
-    /// (rows, n)
-    pub values: Values<'a>,
-    /// Row `r` of the output takes row `r / repeat % rows`.
+#[allow(missing_docs)]
+pub struct PerRow<'a> {
+    pub values: Values<'a>, // (rows, n)
     pub rows: usize,
-    #[allow(missing_docs)]
     pub repeat: usize,
+}
+
+impl PerRow<'_> {
+    /// Says so when they do not fit rows of `n`.
+    pub(crate) fn check(&self, what: &'static str, n: usize) -> Result<(), Error> {
+        fits(what, self.values.len(), &[self.rows, n])?;
+        if self.rows == 0 || self.repeat == 0 {
+            let found = format!("{} rows, each for {}", self.rows, self.repeat);
+            return Err(Error::Shape { what, expected: "a row at least".into(), found });
+        }
+        Ok(())
+    }
+
+    /// Up to a vector's worth of `columns` for row `row`.
+    #[inline(always)]
+    pub(crate) fn load<S: Simd>(&self, simd: S, row: usize, columns: Range<usize>, n: usize) -> S::V {
+        let start = row / self.repeat % self.rows * n;
+        self.values.load(simd, start + columns.start..start + columns.end)
+    }
 }
 
 /// An [`Epilogue`] that is known to fit, with the bias widened once.
@@ -60,11 +77,7 @@ impl<'a> End<'a> {
         if let Some(residual) = epilogue.residual {
             fits("residual", residual.values.len(), &[m, n])?;
             if let Some(gate) = residual.gate {
-                fits("gate", gate.values.len(), &[gate.rows, n])?;
-                if gate.rows == 0 || gate.repeat == 0 {
-                    let found = format!("{} rows, each for {}", gate.rows, gate.repeat);
-                    return Err(Error::Shape { what: "gate", expected: "a row at least".into(), found });
-                }
+                gate.check("gate", n)?;
             }
         }
         Ok(Self { bias, activation: epilogue.activation, residual: epilogue.residual })
@@ -85,13 +98,10 @@ impl<'a> End<'a> {
         }
         let value = self.activation.apply(simd, sum);
         let Some(Residual { values, gate }) = self.residual else { return value };
-        let part = |row: usize| row * n + columns.start..row * n + columns.end;
-        let residual = values.load(simd, part(row));
+        let residual = values.load(simd, row * n + columns.start..row * n + columns.end);
         match gate {
             None => simd.add(residual, value),
-            Some(gate) => {
-                simd.fma(gate.values.load(simd, part(row / gate.repeat % gate.rows)), value, residual)
-            }
+            Some(gate) => simd.fma(gate.load(simd, row, columns, n), value, residual),
         }
     }
 }

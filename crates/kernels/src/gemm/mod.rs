@@ -21,7 +21,7 @@ use crate::{Error, values};
 
 pub(crate) use finish::End;
 use finish::Finish;
-pub use finish::{Epilogue, Gate, Residual};
+pub use finish::{Epilogue, PerRow, Residual};
 pub(crate) use pack::{PackColumns, Rows};
 pub(crate) use tile::Tiles;
 

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kernels::{
-    Activation, AttentionShape, Axis, ConvShape, Epilogue, Gate, Isa, Mask, Matrix, Padding, Residual,
+    Activation, AttentionShape, Axis, ConvShape, Epilogue, Isa, Mask, Matrix, Padding, PerRow, Residual,
     Values, ValuesMut,
 };
 use mlx::device::Device;
@@ -131,7 +131,7 @@ pub(super) fn linear(
         let residual = if added {
             let values = next()?;
             let gate = match gate_rows {
-                Some((rows, repeat)) => Some(Gate { values: next()?, rows, repeat }),
+                Some((rows, repeat)) => Some(PerRow { values: next()?, rows, repeat }),
                 None => None,
             };
             Some(Residual { values, gate })

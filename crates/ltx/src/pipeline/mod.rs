@@ -3,13 +3,17 @@
 //! [`Plan::new`] checks everything that can be checked without weights; [`Plan::run`] does the work, one network in
 //! memory at a time, and gives a [`Clip`] whose frames are decoded as they are asked for.
 
+mod choose;
 mod clip;
 mod conditioning;
+mod decode;
 mod generation;
+mod networks;
 mod plan;
 mod prompted;
 mod recipe;
 mod request;
+mod run;
 mod stage;
 
 pub(crate) use conditioning::Text;

@@ -3,12 +3,14 @@
 //! Values: `distilled.py`, `ti2vid_one_stage.py`, `ti2vid_two_stages.py` and `ti2vid_two_stages_hq.py` of Lightricks'
 //! ltx-pipelines, v1.2.0.
 
+use super::choose::{guidance, sigmas};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::lora::{Lora, Matches, known};
 use crate::diffusion::Both;
 use crate::diffusion::guidance::Guidance;
-use crate::diffusion::schedule::{DEFAULT_TOKENS, DISTILLED, DISTILLED_STAGE_2, Schedule};
+use crate::diffusion::schedule::DISTILLED_STAGE_2;
 use crate::diffusion::step::Sampler;
+use crate::dit;
 use crate::error::{Error, Result};
 use crate::pipeline::{Generation, Kind, Recipe, Request};
 
@@ -45,39 +47,6 @@ impl Recipe {
             Self::Distilled | Self::OneStage => None,
             Self::TwoStage => Some([0.0, 1.0]),
             Self::TwoStageHq => Some([0.25, 0.5]),
-        }
-    }
-
-    /// The recipe asked for, or the one that the model's name and the files at hand suggest.
-    pub(super) fn choose(
-        request: &Request,
-        kind: Option<Kind>,
-        upsampler: bool,
-        notes: &mut Vec<String>,
-    ) -> Self {
-        if let Some(recipe) = request.recipe {
-            return recipe;
-        }
-        match (kind, upsampler) {
-            (Some(Kind::Dev), true) if request.distilled_lora.is_some() => Self::TwoStage,
-            (Some(Kind::Dev), _) => Self::OneStage,
-            (Some(Kind::Distilled), true) => Self::Distilled,
-            (Some(Kind::Distilled), false) => {
-                notes.push("no --spatial-upsampler: one stage at full size instead of two".into());
-                Self::OneStage
-            }
-            (None, upsampler) => {
-                let recipe = match (upsampler, &request.distilled_lora) {
-                    (true, Some(_)) => Self::TwoStage,
-                    (true, None) => Self::Distilled,
-                    (false, _) => Self::OneStage,
-                };
-                notes.push(format!(
-                    "the model's file name says neither dev nor distilled: using --recipe {}",
-                    recipe.name()
-                ));
-                recipe
-            }
         }
     }
 
@@ -128,10 +97,7 @@ pub(super) struct Circumstances<'a> {
     pub generation: &'a Generation,
     /// With the LoRAs that were asked for.
     pub model: &'a Checkpoint,
-    /// Blocks of the transformer.
-    pub layers: usize,
-    /// Whether there is sound.
-    pub audio: bool,
+    pub transformer: &'a dit::Config,
     /// Video tokens of the first stage.
     pub tokens: usize,
 }
@@ -149,8 +115,8 @@ impl Circumstances<'_> {
         let mut stages = vec![Steps {
             name: if recipe.two_stages() { "denoise at half size" } else { "denoise" },
             sampler: request.sampler.unwrap_or(own),
-            sigmas: self.sigmas(notes)?,
-            guidance: self.guidance()?,
+            sigmas: sigmas(request, recipe, self.kind, self.generation, self.tokens, notes)?,
+            guidance: guidance(request, recipe, self.kind, self.generation, self.transformer)?,
             model: Some(first_model.unwrap_or_else(|| self.model.clone())),
             distilled_strength: first_strength,
         }];
@@ -202,70 +168,5 @@ impl Circumstances<'_> {
             Ok::<_, Error>(fused)
         };
         Ok([(Some(model(strengths[0])?), strengths[0]), (Some(model(strengths[1])?), strengths[1])])
-    }
-
-    fn sigmas(&self, notes: &mut Vec<String>) -> Result<Vec<f32>> {
-        match (self.recipe, self.kind, self.request.steps) {
-            // The only official recipe that tells the schedule how many tokens there are.
-            (Recipe::TwoStageHq, _, steps) => {
-                Schedule::Ltx2.sigmas(steps.unwrap_or(Generation::HQ_STEPS), self.tokens)
-            }
-            (_, Kind::Dev, steps) => {
-                Schedule::Ltx2.sigmas(steps.unwrap_or(self.generation.steps), DEFAULT_TOKENS)
-            }
-            (_, Kind::Distilled, None) => Ok(DISTILLED.to_vec()),
-            (_, Kind::Distilled, Some(steps)) => {
-                if steps != DISTILLED.len() - 1 {
-                    notes.push(format!(
-                        "distilled models were made for {} steps; their table is resampled to {steps}",
-                        DISTILLED.len() - 1
-                    ));
-                }
-                Schedule::Distilled.sigmas(steps, DEFAULT_TOKENS)
-            }
-        }
-    }
-
-    /// Guidance of the first stage; a refinement has none.
-    fn guidance(&self) -> Result<Both<Guidance>> {
-        let (request, generation) = (self.request, self.generation);
-        let given = [&request.video_guidance, &request.audio_guidance];
-        if self.kind == Kind::Distilled {
-            if given.iter().any(|guidance| !guidance.is_empty()) {
-                return Err(Error::request(
-                    "distilled models take no guidance: it was trained into them, and applying it again spoils the picture",
-                    "leave out the guidance options, or use a dev model with --recipe one-stage",
-                ));
-            }
-            return Ok(Both::default());
-        }
-        let (video, mut sound) = match self.recipe {
-            Recipe::TwoStageHq => (generation.hq_video_guidance(), generation.hq_audio_guidance()),
-            _ => (generation.video_guidance(), generation.audio_guidance()),
-        };
-        let mut video = request.video_guidance.over(video);
-        // Blocks belong to the model, not to a modality: chosen for the video, they hold for the sound too.
-        sound.stg_blocks = video.stg_blocks.clone();
-        let sound = request.audio_guidance.over(sound);
-        if !self.audio {
-            // Without sound there is no other modality to agree with.
-            video.modality = 1.0;
-        }
-        let guidance = Both { video: Some(video), audio: self.audio.then_some(sound) };
-        for (modality, guidance) in guidance.iter() {
-            let outside =
-                guidance.stg_blocks.iter().find(|&&block| guidance.stg != 0.0 && block >= self.layers);
-            if let Some(block) = outside {
-                return Err(Error::request(
-                    format!(
-                        "{} guidance perturbs block {block}, but the transformer has {} blocks, counted from 0",
-                        modality.name(),
-                        self.layers
-                    ),
-                    "choose others with --stg-blocks, or turn it off with --stg-scale 0 --audio-stg-scale 0",
-                ));
-            }
-        }
-        Ok(guidance)
     }
 }

@@ -1,0 +1,95 @@
+//! How a run gets its networks: one component of one set of files at a time, with every tensor accounted for.
+
+use std::ops::ControlFlow;
+
+use mlx::Dtype;
+
+use super::choose::Prompts;
+use super::{Plan, UnreadPolicy};
+use crate::audio_vae::AudioDecoder;
+use crate::checkpoint::{Checkpoint, Component, Config, Unread, Weights};
+use crate::dit::Dit;
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::text::{Connectors, Gemma, Projection};
+use crate::upsampler::Upsampler;
+use crate::video_vae::ConvDecoder;
+use crate::vocoder::Vocoder;
+
+/// What holds for every network of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Loader {
+    pub dtype: Dtype,
+    pub unread: UnreadPolicy,
+}
+
+impl Loader {
+    /// Makes a network of one component, and ends its loading as the request wants it.
+    pub fn load<T>(
+        self,
+        files: &Checkpoint,
+        component: Component,
+        progress: &mut dyn Progress,
+        make: impl FnOnce(&Weights, &Config) -> Result<T>,
+    ) -> Result<T> {
+        let (weights, config) = files.component(component, self.dtype)?;
+        let network = make(&weights, &config)?;
+        self.finish(&weights, &component.to_string(), component.unread(), progress)?;
+        Ok(network)
+    }
+
+    /// Refuses or reports what was left unread.
+    pub fn finish(
+        self,
+        weights: &Weights,
+        name: &str,
+        unread: Unread,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let left = weights.finish(match self.unread {
+            UnreadPolicy::Allow => Unread::Report,
+            UnreadPolicy::Strict => Unread::Refuse,
+            UnreadPolicy::Component => unread,
+        })?;
+        match left.first() {
+            None => Ok(()),
+            Some(first) => {
+                progress.note(format!("{name}: {} tensors are not used, {first} first", left.len()))
+            }
+        }
+    }
+}
+
+impl Plan<'_> {
+    pub(super) fn loader(&self) -> Loader {
+        Loader { dtype: self.request.dtype, unread: self.request.unread }
+    }
+
+    /// Builds every network once, so that a missing, misshapen or unread tensor is found now and not after an hour. Building
+    /// reads headers only: weights are mapped, and nothing is computed.
+    pub(super) fn check_networks(&self) -> Result<()> {
+        let loader = self.loader();
+        let silent: &mut dyn Progress = &mut |_| ControlFlow::Continue(());
+        if let Prompts::Tokens { gemma, .. } = &self.prompts {
+            let weights = gemma.weights(self.request.dtype);
+            Gemma::load(&weights, gemma)?;
+            loader.finish(&weights, "text encoder", Unread::Refuse, silent)?;
+            loader.load(&self.checkpoint, Component::Projection, silent, Projection::load)?;
+            loader.load(&self.checkpoint, Component::Connector, silent, Connectors::load)?;
+        }
+        for model in self.steps.iter().filter_map(|steps| steps.model.as_ref()) {
+            loader.load(model, Component::Dit, silent, Dit::load)?;
+        }
+        if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe.two_stages()) {
+            loader.load(files, Component::Upsampler, silent, Upsampler::load)?;
+        }
+        loader
+            .load(&self.checkpoint, Component::VideoDecoder, silent, ConvDecoder::load)?
+            .check_size(self.video.height, self.video.width)?;
+        if self.audio.is_some() {
+            loader.load(&self.checkpoint, Component::AudioDecoder, silent, AudioDecoder::load)?;
+            loader.load(&self.checkpoint, Component::Vocoder, silent, Vocoder::load)?;
+        }
+        Ok(())
+    }
+}
