@@ -20,6 +20,11 @@ pub enum Command {
     /// Show what is in a model file or folder
     #[command(alias = "info")]
     Inspect(Inspect),
+    /// Have Gemma make a prompt of an idea
+    Enhance(Enhance),
+    /// Look into LoRA files, or merge them into a model
+    #[command(subcommand)]
+    Lora(LoraCommand),
     /// Prove that this build computes what the reference computes, on golden files
     Verify(Verify),
     /// List the processors that can be used
@@ -64,6 +69,28 @@ pub enum RecipeChoice {
     /// One guided pass at full size; for dev models
     #[value(alias = "one_stage", alias = "dev")]
     OneStage,
+    /// Guided at half size, upsample, refine with the distilled LoRA; for dev models
+    #[value(aliases = ["two_stage", "two-stages", "dev-two-stage"])]
+    TwoStage,
+    /// The same with a sampler of second order in fewer steps
+    #[value(aliases = ["two_stage_hq", "two-stages-hq", "dev-two-stage-hq"])]
+    TwoStageHq,
+}
+
+/// From one noise level to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SamplerChoice {
+    /// Straight along the velocity
+    Euler,
+    /// Euler with fresh noise at every step
+    #[value(alias = "euler_ancestral")]
+    EulerAncestral,
+    /// Euler with the velocity extrapolated from its change
+    #[value(aliases = ["gradient_estimation", "gradient-estimating-euler", "ge"])]
+    GradientEstimation,
+    /// Second order: two passes a step, with fresh noise
+    #[value(name = "res-2s", aliases = ["res_2s", "res2s"])]
+    Res2s,
 }
 
 #[derive(Debug, Args)]
@@ -75,6 +102,9 @@ pub struct Generate {
     #[arg(short, long = "prompt", value_name = "PROMPT", conflicts_with = "prompt", hide = true)]
     pub prompt_option: Option<String>,
 
+    /// Have Gemma make a longer prompt of it first, and show that
+    #[arg(long, conflicts_with = "embedding")]
+    pub enhance_prompt: bool,
     /// Model files, or a folder of them; parts are recognised by content
     #[arg(short, long, value_name = "PATH", required = true, visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
     pub model: Vec<PathBuf>,
@@ -117,6 +147,11 @@ pub struct Generate {
     /// How to denoise [default: by the model's file name]
     #[arg(long, value_name = "NAME", alias = "pipeline")]
     pub recipe: Option<RecipeChoice>,
+    /// Sampler of the first stage [default: the recipe's]
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<SamplerChoice>,
+    #[command(flatten, next_help_heading = "LoRAs")]
+    pub loras: Loras,
     /// What the clip should not be; used when guidance is on
     #[arg(short, long, value_name = "PROMPT")]
     pub negative_prompt: Option<String>,
@@ -160,6 +195,23 @@ pub struct Generate {
     /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Updates of the model's weights.
+#[derive(Debug, Args)]
+pub struct Loras {
+    /// LoRA file, adapter folder or short name, and its strength (1 if left out); may be repeated
+    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, allow_negative_numbers = true, alias = "loras")]
+    pub lora: Vec<String>,
+    /// LoRA with which the two-stage recipes refine, and its strength there [default: 1; 0.5 for two-stage-hq]
+    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, allow_negative_numbers = true)]
+    pub distilled_lora: Vec<String>,
+    /// Its strength before that, at half size [default: 0; 0.25 for two-stage-hq]
+    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
+    pub distilled_lora_strength_stage_1: Option<f32>,
+    /// The same as the strength after --distilled-lora
+    #[arg(long, value_name = "STRENGTH", allow_negative_numbers = true)]
+    pub distilled_lora_strength_stage_2: Option<f32>,
 }
 
 /// Guidance of the video, and of the sound where an `--audio-` option differs from it.
@@ -213,6 +265,45 @@ pub struct Inspect {
     pub json: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum LoraCommand {
+    /// Show what a LoRA changes, and whether it fits a model
+    Inspect(LoraInspect),
+    /// Write a model file with LoRAs merged into it
+    Merge(LoraMerge),
+    /// List the LoRAs with short names
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct LoraInspect {
+    /// LoRA file, adapter folder, or short name
+    #[arg(value_name = "FILE")]
+    pub file: String,
+    /// Model files or folders to compare with
+    #[arg(long, value_name = "MODEL")]
+    pub against: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LoraMerge {
+    /// Model file
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// LoRA and its strength (1 if left out); may be repeated
+    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, required = true, allow_negative_numbers = true)]
+    pub lora: Vec<String>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct Verify {
     /// Golden files
@@ -237,4 +328,38 @@ pub struct Devices {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Enhance {
+    /// The idea
+    #[arg(value_name = "PROMPT")]
+    pub prompt: String,
+    /// Folder of the instruction-tuned Gemma 3
+    #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
+    pub gemma: PathBuf,
+    /// The clip will begin with a picture, which Gemma does not see
+    #[arg(long, alias = "i2v")]
+    pub with_image: bool,
+    /// Seed of the choice of words
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// How freely words are chosen; 0 takes the likeliest always
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub temperature: f64,
+    /// Tokens at most
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Print the instructions that Gemma gets, and write nothing
+    #[arg(long)]
+    pub show_instructions: bool,
+    /// Where to compute
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+    /// Type of weights and activations
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
+    pub dtype: DtypeChoice,
+    /// Print the prompt and errors only
+    #[arg(short, long)]
+    pub quiet: bool,
 }

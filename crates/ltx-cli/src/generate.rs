@@ -1,20 +1,29 @@
 //! `ltx generate`
 
+use std::path::PathBuf;
 use std::time::Instant;
 
+use ltx::diffusion::step::Sampler;
 use ltx::media::{Encoder, FrameRate, Options, Writer};
 use ltx::pipeline::{GuidanceOverride, Plan, Recipe, Request, UnreadPolicy};
 use ltx::progress::{Event, Progress};
 use ltx::{Error, Result};
 use serde_json::json;
 
-use crate::args::{EncoderChoice, Generate, RecipeChoice};
+use crate::args::{EncoderChoice, Generate, RecipeChoice, SamplerChoice};
 use crate::terminal::{Terminal, peak_memory, seconds};
 
 pub fn run(arguments: &Generate) -> Result<()> {
     let started = Instant::now();
     crate::choose_device(arguments.device)?;
-    let request = request(arguments);
+    let mut request = request(arguments)?;
+    let mut terminal = Terminal::new(arguments.quiet);
+    if arguments.enhance_prompt {
+        // Nothing is written for a clip that cannot be made.
+        Plan::new(&request)?;
+        check_output(arguments)?;
+        crate::enhance::replace_prompt(&mut request, &mut terminal)?;
+    }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
     // place to write to.
     let plan = Plan::new(&request)?;
@@ -35,7 +44,6 @@ pub fn run(arguments: &Generate) -> Result<()> {
         ltx::pipeline::check_latents_path(path)?;
     }
 
-    let mut terminal = Terminal::new(arguments.quiet);
     let clip = plan.run(&mut terminal)?;
     if let Some(path) = &arguments.save_latents {
         clip.latents.save(path)?;
@@ -101,7 +109,7 @@ fn check_output(arguments: &Generate) -> Result<()> {
     }
 }
 
-fn request(arguments: &Generate) -> Request {
+fn request(arguments: &Generate) -> Result<Request> {
     let guidance = &arguments.guidance;
     let video_guidance = GuidanceOverride {
         cfg: guidance.cfg,
@@ -119,16 +127,27 @@ fn request(arguments: &Generate) -> Request {
         modality: guidance.audio_modality_scale,
         skip: guidance.audio_guidance_skip,
     };
-    Request {
+    let (distilled_lora, strength) = distilled(&arguments.loras.distilled_lora)?;
+    let strengths = &arguments.loras;
+    Ok(Request {
         prompt: arguments.prompt.clone().or_else(|| arguments.prompt_option.clone()),
         negative_prompt: arguments.negative_prompt.clone(),
         models: arguments.model.clone(),
         gemma: arguments.gemma.clone(),
         spatial_upsampler: arguments.spatial_upsampler.clone(),
+        loras: crate::lora::given(&arguments.loras.lora)?,
+        distilled_lora,
+        distilled_strengths: [
+            strengths.distilled_lora_strength_stage_1,
+            strengths.distilled_lora_strength_stage_2.or(strength),
+        ],
         recipe: arguments.recipe.map(|recipe| match recipe {
             RecipeChoice::Distilled => Recipe::Distilled,
             RecipeChoice::OneStage => Recipe::OneStage,
+            RecipeChoice::TwoStage => Recipe::TwoStage,
+            RecipeChoice::TwoStageHq => Recipe::TwoStageHq,
         }),
+        sampler: arguments.sampler.map(sampler).transpose()?,
         height: arguments.height,
         width: arguments.width,
         frames: arguments.frames,
@@ -146,5 +165,27 @@ fn request(arguments: &Generate) -> Request {
             (false, true) => UnreadPolicy::Strict,
             (false, false) => UnreadPolicy::Component,
         },
+    })
+}
+
+/// The distilled LoRA and its strength, if either was given.
+fn distilled(values: &[String]) -> Result<(Option<PathBuf>, Option<f32>)> {
+    let mut loras = crate::lora::given(values)?;
+    if loras.len() > 1 {
+        return Err(Error::request("more than one --distilled-lora", "give one; others go to --lora"));
     }
+    Ok(match loras.pop() {
+        None => (None, None),
+        Some((path, strength)) => (Some(path), (values.len() > 1).then_some(strength)),
+    })
+}
+
+fn sampler(choice: SamplerChoice) -> Result<Sampler> {
+    match choice {
+        SamplerChoice::Euler => "euler",
+        SamplerChoice::EulerAncestral => "euler_ancestral",
+        SamplerChoice::GradientEstimation => "gradient_estimation",
+        SamplerChoice::Res2s => "res_2s",
+    }
+    .parse()
 }

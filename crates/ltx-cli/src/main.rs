@@ -4,8 +4,10 @@
 
 mod args;
 mod devices;
+mod enhance;
 mod generate;
 mod inspect;
+mod lora;
 mod terminal;
 mod verify;
 
@@ -20,6 +22,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Generate(arguments) => finish(generate::run(&arguments)),
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
+        Command::Enhance(arguments) => finish(enhance::run(&arguments)),
+        Command::Lora(command) => finish(lora::run(&command)),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
     }

@@ -61,6 +61,76 @@ fn prompts_must_say_something_and_fit() {
 }
 
 #[test]
+fn loras_and_their_recipes_are_checked_first() {
+    let (gemma, upsampler) = (path("gemma3"), path("upsamplers/2.3-spatial-x2.safetensors"));
+    let (lora, distilled) = (path("lora/official.safetensors"), path("lora/2.3-distilled.safetensors"));
+    let base = [
+        "a boat",
+        "--gemma",
+        &gemma,
+        "--height",
+        "64",
+        "--width",
+        "64",
+        "--frames",
+        "9",
+        "--stg-blocks",
+        "1",
+    ];
+    let check = |more: &[&str], code, words: &[&str]| refuse(&[&base[..], more].concat(), code, words);
+    check(&["--lora", "/nowhere/x.safetensors"], 2, &["no LoRA `/nowhere/x.safetensors`", "ltx lora list"]);
+    check(
+        &["--lora", "camera-static"],
+        2,
+        &["camera-static is not on this machine", "Camera-Control-Static"],
+    );
+    check(&["--lora", &lora, "inf"], 2, &["strength of inf"]);
+    check(&["--lora", &lora, "0.5", "0.7"], 2, &["0.7"]);
+    check(&["--lora", &path("2.3/model.safetensors")], 1, &["is not a LoRA", "--model"]);
+    check(&["--lora", &path("gemma3")], 1, &["pytorch_lora_weights.safetensors"]);
+    let two_stage = ["--recipe", "two-stage", "--spatial-upsampler", &upsampler];
+    let check = |more: &[&str], code, words: &[&str]| check(&[&two_stage[..], more].concat(), code, words);
+    check(
+        &[],
+        2,
+        &["needs the distilled LoRA", "--distilled-lora", "ltx-2.3-22b-distilled-lora-384-1.1.safetensors"],
+    );
+    check(&["--distilled-lora", &lora, "--distilled-lora", &distilled], 2, &["more than one"]);
+    let other = path("2.0/model.safetensors");
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = ltx(&["generate", "--device", "cpu", "--quiet", "--model", &other]);
+    command.args(base).args(["--lora", &distilled]).arg("--output").arg(folder.path().join("clip.mp4"));
+    let (code, said) = fail(command);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("another generation or size") && said.contains("2.3-distilled"), "{said}");
+    let one_stage = ["--recipe", "one-stage", "--distilled-lora", &distilled];
+    refuse(&[&base[..], &one_stage].concat(), 2, &["one-stage has no use for a distilled LoRA", "--lora"]);
+    let alone = ["--recipe", "two-stage", "--distilled-lora", &distilled];
+    refuse(&[&base[..], &alone].concat(), 2, &["two-stage recipe needs the latent upsampler"]);
+}
+
+#[test]
+fn loras_are_listed_inspected_and_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let merged = folder.path().join("merged.safetensors").display().to_string();
+    let (model, lora) = (path("2.3/model.safetensors"), path("lora/comfy.safetensors"));
+    let listed = succeed(ltx(&["lora", "list"]));
+    assert!(listed.contains("camera-jib-up") && listed.contains("distilled-2.5"), "{listed}");
+    let shown = succeed(ltx(&["lora", "inspect", &lora, "--against", &model]));
+    assert!(shown.contains("changes 8 weights, F16") && shown.contains("6 of the dit"), "{shown}");
+    let json =
+        succeed(ltx(&["lora", "inspect", &lora, "--against", &path("2.0/model.safetensors"), "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["modules"].as_array().unwrap().len(), 8);
+    assert!(!json["against"]["misfits"].as_array().unwrap().is_empty());
+    let said = succeed(ltx(&["lora", "merge", &model, "--lora", &lora, "-0.5", "--output", &merged]));
+    assert!(said.contains("comfy.safetensors at -0.5"), "{said}");
+    assert!(succeed(ltx(&["inspect", &merged])).contains("version: 2.3.0"));
+    let (code, said) = fail(ltx(&["lora", "merge", &model, "--lora", &model, "--output", "/nowhere/x"]));
+    assert!(code == 1 && said.contains("is not a LoRA"), "{said}");
+}
+
+#[test]
 fn files_that_do_not_fit_are_named() {
     let gemma = path("gemma3");
     let base = ["a boat", "--height", "64", "--width", "64", "--frames", "9", "--stg-blocks", "1"];

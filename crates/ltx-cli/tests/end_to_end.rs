@@ -35,6 +35,12 @@ fn check(generation: &str, case: &str) {
     if let Some(upsampler) = golden.setting("upsampler") {
         command.arg("--spatial-upsampler").arg(fixtures().join(upsampler));
     }
+    if let Some(lora) = golden.setting("distilled_lora") {
+        command.arg("--distilled-lora").arg(fixtures().join(lora));
+    }
+    if let Some((lora, strength)) = golden.setting("lora").and_then(|lora| lora.split_once(' ')) {
+        command.arg("--lora").arg(fixtures().join(lora)).arg(strength);
+    }
     let options = [
         ("steps", "--steps"),
         ("video_cfg", "--cfg"),
@@ -101,6 +107,16 @@ fn distilled_2_3() {
 #[test]
 fn one_stage_2_3() {
     check("2.3", "one_stage");
+}
+
+#[test]
+fn two_stage_2_3() {
+    check("2.3", "two_stage");
+}
+
+#[test]
+fn two_stage_hq_2_3() {
+    check("2.3", "two_stage_hq");
 }
 
 fn prompted(output: &Path, extra: &[&str]) -> std::process::Command {
@@ -170,6 +186,30 @@ fn guided_by_a_prompt_without_sound() {
     assert_eq!((frames.len(), frames[0].len()), (9, 64 * 96 * 3));
     assert!(!pictures.join("audio.wav").exists());
     assert!(frames.iter().any(|frame| frame != &frames[0]), "something moves");
+}
+
+#[test]
+fn an_enhanced_prompt_is_shown_and_makes_the_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, output) = (folder.path().join("plain.mp4"), folder.path().join("clip.mp4"));
+    let idea = "two otters juggle pebbles in a brook";
+    let gemma = fixtures().join("gemma3").display().to_string();
+    let made = prompted(&output, &["--enhance-prompt"]).output().unwrap();
+    let said = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{said}");
+    // The same seed and type make the same words by themselves.
+    let written = succeed(ltx(&["enhance", idea, "--gemma", &gemma, "--device", "cpu", "--quiet"]));
+    let written = written.trim();
+    assert!(written != idea && said.contains(&format!("prompt: {written}")), "{said}");
+    let settings: serde_json::Value =
+        serde_json::from_str(&ltx::media::read_settings(&output).unwrap()).unwrap();
+    assert_eq!(settings["prompt"], written);
+    succeed(prompted(&plain, &[]));
+    assert_ne!(std::fs::read(plain).unwrap(), std::fs::read(output).unwrap());
+    assert!(
+        succeed(ltx(&["enhance", idea, "--gemma", &gemma, "--show-instructions", "--with-image"]))
+            .contains("picture")
+    );
 }
 
 #[test]

@@ -30,14 +30,18 @@ impl Noise {
         Self { bits, spare: None }
     }
 
+    /// A number evenly distributed in [0, 1): 53 random bits.
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     /// The next deviate.
     pub fn draw(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
         }
-        // 53 bits each: the radius in (0, 1], whose logarithm is finite, the angle in [0, 1).
-        let mut unit = || (self.bits.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let (radius, angle) = (1.0 - unit(), unit());
+        // The radius in (0, 1], whose logarithm is finite, the angle in [0, 1).
+        let (radius, angle) = (1.0 - self.uniform(), self.uniform());
         let radius = libm::sqrt(-2.0 * libm::log(radius));
         let angle = std::f64::consts::TAU * angle;
         self.spare = Some(radius * libm::sin(angle));

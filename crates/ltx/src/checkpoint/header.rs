@@ -99,6 +99,17 @@ impl File {
         })
     }
 
+    /// The bytes before the first tensor's: the header, as it is.
+    pub(crate) fn head(&self) -> &[u8] {
+        &self.map[..self.data]
+    }
+
+    /// A tensor's bytes.
+    pub(crate) fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        let (start, end) = info.data_offsets;
+        &self.map[self.data + start..self.data + end]
+    }
+
     /// One tensor in its own dtype, over the mapped memory. A tensor without elements is refused: no model has one.
     pub fn array(&self, key: &str) -> Result<Array> {
         let remedy = "use an official bf16, f16 or f32 file";

@@ -6,6 +6,7 @@
 mod component;
 mod config;
 mod header;
+pub mod lora;
 mod weights;
 
 pub use component::Component;
@@ -19,11 +20,13 @@ use std::sync::Arc;
 use mlx::Dtype;
 
 use crate::error::{Error, Result};
+use lora::{Fusion, Lora, Matches};
 
 /// One or several official files that together hold a model.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     files: Vec<Arc<File>>,
+    fusion: Option<Arc<Fusion>>,
 }
 
 impl Checkpoint {
@@ -35,7 +38,20 @@ impl Checkpoint {
                 files.push(Arc::new(File::open(&path)?));
             }
         }
-        Ok(Self { files })
+        Ok(Self { files, fusion: None })
+    }
+
+    /// The same files with `loras` on top of those that are fused already, each at its strength, and how each met them.
+    /// Weights are changed when they are read.
+    pub fn fused(&self, loras: &[(&Lora, f32)]) -> Result<(Self, Vec<Matches>)> {
+        let mut fusion = self.fusion.as_deref().cloned().unwrap_or_default();
+        let mut all = Vec::new();
+        for (lora, strength) in loras {
+            let matches = lora.must_match(self)?;
+            fusion.add(lora, &matches, *strength);
+            all.push(matches);
+        }
+        Ok((Self { files: self.files.clone(), fusion: Some(Arc::new(fusion)) }, all))
     }
 
     /// The files, in the order given.
@@ -83,7 +99,7 @@ impl Checkpoint {
             let key = key.strip_prefix(root)?;
             component.owns(key).then(|| key.to_string())
         });
-        let weights = Weights::new(vec![file.clone()], root, dtype, keys);
+        let weights = Weights::new(vec![file.clone()], root, dtype, keys).fused(self.fusion.clone());
         Ok((weights, self.describe(component, file)?))
     }
 

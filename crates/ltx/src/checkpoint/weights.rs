@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mlx::{Array, Dtype};
 
 use super::File;
+use super::lora::Fusion;
 use crate::error::{Error, Result};
 
 /// What tensors that nobody read mean.
@@ -27,6 +28,8 @@ pub struct Weights {
     source: Rc<Source>,
     path: String,
     dtype: Dtype,
+    /// What is added to tensors while they are read.
+    fusion: Option<Arc<Fusion>>,
 }
 
 #[derive(Debug)]
@@ -55,12 +58,17 @@ impl Weights {
             .map(|(file, path)| (path, file))
             .collect();
         let source = Source { files, root: root.into(), tensors, read: RefCell::default() };
-        Self { source: Rc::new(source), path: String::new(), dtype }
+        Self { source: Rc::new(source), path: String::new(), dtype, fusion: None }
+    }
+
+    /// The same place, its tensors changed by LoRAs.
+    pub fn fused(self, fusion: Option<Arc<Fusion>>) -> Self {
+        Self { fusion, ..self }
     }
 
     /// The place `path` below this one.
     pub fn at(&self, path: impl Display) -> Self {
-        Self { source: self.source.clone(), path: self.join(path), dtype: self.dtype }
+        Self { path: self.join(path), ..self.clone() }
     }
 
     /// The same place, read as `dtype`: for a component that computes in f32 whatever the others do.
@@ -107,13 +115,17 @@ impl Weights {
         let Some(&file) = self.source.tensors.get(&path) else {
             return Err(self.error(name, "is missing", "the file is of another generation than its configuration says, or damaged: download it again"));
         };
-        let array = self.source.files[file].array(&format!("{}{path}", self.source.root))?;
+        let key = format!("{}{path}", self.source.root);
+        let array = self.source.files[file].array(&key)?;
         if array.shape() != shape {
             let problem = format!("has shape {:?}, but the configuration asks for {shape:?}", array.shape());
             return Err(self.error(name, problem, "the weights and the configuration in the header do not belong together: use the official file"));
         }
         self.source.read.borrow_mut().insert(path);
-        Ok(array)
+        match &self.fusion {
+            Some(fusion) => fusion.fuse(&key, array),
+            None => Ok(array),
+        }
     }
 
     /// An error about the tensor `name`, with its file and full key.

@@ -40,6 +40,11 @@ impl Linear {
         })
     }
 
+    /// A layer of `weight` (out, in) without a bias.
+    pub fn new(weight: Array) -> Self {
+        Self { weight, bias: None }
+    }
+
     /// Width of what comes out.
     pub fn outputs(&self) -> i32 {
         self.weight.dim(0)

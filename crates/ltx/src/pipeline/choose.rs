@@ -52,6 +52,7 @@ pub fn recipe(request: &Request, kind: Option<Kind>, upsampler: bool, notes: &mu
         return recipe;
     }
     match (kind, upsampler) {
+        (Some(Kind::Dev), true) if request.distilled_lora.is_some() => Recipe::TwoStage,
         (Some(Kind::Dev), _) => Recipe::OneStage,
         (Some(Kind::Distilled), true) => Recipe::Distilled,
         (Some(Kind::Distilled), false) => {
@@ -59,7 +60,11 @@ pub fn recipe(request: &Request, kind: Option<Kind>, upsampler: bool, notes: &mu
             Recipe::OneStage
         }
         (None, upsampler) => {
-            let recipe = if upsampler { Recipe::Distilled } else { Recipe::OneStage };
+            let recipe = match (upsampler, &request.distilled_lora) {
+                (true, Some(_)) => Recipe::TwoStage,
+                (true, None) => Recipe::Distilled,
+                (false, _) => Recipe::OneStage,
+            };
             notes.push(format!(
                 "the model's file name says neither dev nor distilled: using --recipe {}",
                 recipe.name()
@@ -69,8 +74,10 @@ pub fn recipe(request: &Request, kind: Option<Kind>, upsampler: bool, notes: &mu
     }
 }
 
+/// Guidance of the first stage; a refinement has none.
 pub fn guidance(
     request: &Request,
+    recipe: Recipe,
     kind: Kind,
     generation: &Generation,
     transformer: &dit::Config,
@@ -85,8 +92,11 @@ pub fn guidance(
         }
         return Ok(Both::default());
     }
-    let mut video = request.video_guidance.over(generation.video_guidance());
-    let mut sound = generation.audio_guidance();
+    let (video, mut sound) = match recipe {
+        Recipe::TwoStageHq => (generation.hq_video_guidance(), generation.hq_audio_guidance()),
+        _ => (generation.video_guidance(), generation.audio_guidance()),
+    };
+    let mut video = request.video_guidance.over(video);
     // Blocks belong to the model, not to a modality: chosen for the video, they hold for the sound too.
     sound.stg_blocks = video.stg_blocks.clone();
     let sound = request.audio_guidance.over(sound);
@@ -112,14 +122,20 @@ pub fn guidance(
     Ok(guidance)
 }
 
-/// Noise levels of the first stage, from its first to 0.
+/// Noise levels of the first stage, which has `tokens` video tokens, from its first to 0.
 pub fn sigmas(
     request: &Request,
+    recipe: Recipe,
     kind: Kind,
     generation: &Generation,
+    tokens: usize,
     notes: &mut Vec<String>,
 ) -> Result<Vec<f32>> {
     Ok(match (kind, request.steps) {
+        // The only official recipe that tells the schedule how many tokens there are.
+        (_, steps) if recipe == Recipe::TwoStageHq => {
+            Schedule::Ltx2.sigmas(steps.unwrap_or(Generation::HQ_STEPS), tokens)?
+        }
         (Kind::Dev, steps) => Schedule::Ltx2.sigmas(steps.unwrap_or(generation.steps), DEFAULT_TOKENS)?,
         (Kind::Distilled, None) => DISTILLED.to_vec(),
         (Kind::Distilled, Some(steps)) => {

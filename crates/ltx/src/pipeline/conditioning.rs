@@ -6,6 +6,7 @@ use mlx::{Array, Dtype};
 
 use crate::checkpoint::File;
 use crate::diffusion::patchify::{audio_tokens, video_tokens};
+use crate::diffusion::step::{Draw, SeededStepNoise, StepNoise};
 use crate::error::{Error, Result};
 use crate::noise::Noise;
 use crate::shape::{AudioShape, LatentShape, Modality};
@@ -82,7 +83,8 @@ pub enum NoiseSource {
     /// One stream of the seed, drawn as tokens: the video's, then the audio's, stage by stage.
     Seed(Box<Noise>),
     /// A safetensors file with `video` (1, channels, frames, height, width) and `audio` (1, channels, frames, bins), and
-    /// for two stages `video_stage_2` and `audio_stage_2`.
+    /// for two stages `video_stage_2` and `audio_stage_2`. It may hold the noise of stochastic samplers too: see
+    /// [`NoiseSource::of_steps`].
     File(Box<File>),
 }
 
@@ -124,12 +126,52 @@ impl NoiseSource {
         }
     }
 
+    /// What the sampler of a stage adds: `<name>_step_<n>` and, for the midpoints of res_2s, `<name>_substep_<n>`, where
+    /// `<name>` is that of the stage's initial noise and of the same shape; `seeded` if a file has none of it.
+    pub fn of_steps<'a>(&'a self, stage: &'a Shapes, seeded: SeededStepNoise) -> StageNoise<'a> {
+        let file = match self {
+            Self::File(file) if file.info(&stage.step_name(Modality::Video, Draw::Step, 0)).is_some() => {
+                Some(&**file)
+            }
+            _ => None,
+        };
+        StageNoise { file, stage, seeded, drawn: [[0; 2]; 2] }
+    }
+
     /// Noise that the decoder asks for.
     pub fn decoder_noise(self, seed: u64) -> Noise {
         match self {
             Self::Seed(noise) => *noise,
             Self::File(_) => Noise::new(seed),
         }
+    }
+}
+
+/// The noise that a sampler adds in one stage.
+pub struct StageNoise<'a> {
+    file: Option<&'a File>,
+    stage: &'a Shapes,
+    seeded: SeededStepNoise,
+    /// How often each modality had each draw.
+    drawn: [[usize; 2]; 2],
+}
+
+impl StepNoise for StageNoise<'_> {
+    fn draw(&mut self, modality: Modality, draw: Draw, shape: &[i32]) -> Result<Array> {
+        let Some(file) = self.file else { return self.seeded.draw(modality, draw, shape) };
+        let index = &mut self.drawn[modality as usize][draw as usize];
+        let name = self.stage.step_name(modality, draw, *index);
+        *index += 1;
+        let latent = file.array(&name)?.astype(Dtype::F32)?;
+        let tokens = match modality {
+            Modality::Video => video_tokens(&latent)?,
+            Modality::Audio => audio_tokens(&latent)?,
+        };
+        if tokens.shape() == shape {
+            return Ok(tokens);
+        }
+        let problem = format!("gives tokens of {:?}, but the sampler adds {shape:?}", tokens.shape());
+        Err(Error::file(file.path(), name, problem, "make the noise for this model, size and sampler"))
     }
 }
 
@@ -146,6 +188,11 @@ pub struct Shapes {
 }
 
 impl Shapes {
+    fn step_name(&self, modality: Modality, draw: Draw, index: usize) -> String {
+        let draw = if draw == Draw::Step { "step" } else { "substep" };
+        format!("{}_{draw}_{index}", self.name(modality))
+    }
+
     fn name(&self, modality: Modality) -> String {
         format!("{}{}", modality.name(), if self.second { "_stage_2" } else { "" })
     }

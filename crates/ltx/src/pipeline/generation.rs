@@ -14,15 +14,17 @@ pub struct Generation {
     pub steps: usize,
     /// The block that spatio-temporal guidance perturbs.
     pub stg_block: usize,
+    /// Short name of the LoRA that makes its dev model a distilled one.
+    pub distilled_lora: &'static str,
     /// Whether the distilled first stage adds noise at every step (ancestral Euler).
     pub ancestral: bool,
 }
 
 /// Newest first. A checkpoint gets the newest row at or below its version.
 const GENERATIONS: [Generation; 3] = [
-    Generation { since: (2, 5), steps: 30, stg_block: 28, ancestral: true },
-    Generation { since: (2, 3), steps: 30, stg_block: 28, ancestral: false },
-    Generation { since: (0, 0), steps: 40, stg_block: 29, ancestral: false },
+    Generation { since: (2, 5), steps: 30, stg_block: 28, distilled_lora: "distilled-2.5", ancestral: true },
+    Generation { since: (2, 3), steps: 30, stg_block: 28, distilled_lora: "distilled-2.3", ancestral: false },
+    Generation { since: (0, 0), steps: 40, stg_block: 29, distilled_lora: "distilled-2.0", ancestral: false },
 ];
 
 impl Generation {
@@ -32,6 +34,19 @@ impl Generation {
         let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         let [.., oldest] = &GENERATIONS;
         GENERATIONS.iter().find(|generation| version >= generation.since).unwrap_or(oldest)
+    }
+
+    /// Steps of the first stage of `two-stage-hq`, in every generation.
+    pub const HQ_STEPS: usize = 15;
+
+    /// The official guidance of the video in `two-stage-hq`: the official preset has no spatio-temporal guidance.
+    pub fn hq_video_guidance(&self) -> Guidance {
+        Guidance { stg: 0.0, rescale: 0.45, ..self.video_guidance() }
+    }
+
+    /// The official guidance of the sound in `two-stage-hq`.
+    pub fn hq_audio_guidance(&self) -> Guidance {
+        Guidance { stg: 0.0, rescale: 1.0, ..self.audio_guidance() }
     }
 
     /// The official guidance of the video on a dev model.
@@ -77,7 +92,7 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
-    use super::Generation;
+    use super::{GENERATIONS, Generation};
 
     #[test]
     fn a_version_gets_the_newest_row_at_or_below_it() {
@@ -106,5 +121,11 @@ mod tests {
         assert_eq!((steps, video.stg_blocks.as_slice()), (30, &[28][..]));
         assert_eq!((video.rescale, video.modality, video.stg, video.skip), (0.7, 3.0, 1.0, 0));
         assert_eq!((audio.rescale, audio.modality, audio.stg), (0.7, 3.0, 1.0));
+        for generation in &GENERATIONS {
+            assert!(crate::checkpoint::lora::known(generation.distilled_lora).is_some());
+            let (video, audio) = (generation.hq_video_guidance(), generation.hq_audio_guidance());
+            assert_eq!((video.cfg, video.stg, video.rescale, video.modality), (3.0, 0.0, 0.45, 3.0));
+            assert_eq!((audio.cfg, audio.stg, audio.rescale, audio.modality), (7.0, 0.0, 1.0, 3.0));
+        }
     }
 }

@@ -10,12 +10,14 @@ mod decode;
 mod generation;
 mod networks;
 mod plan;
+mod prompted;
+mod recipe;
 mod request;
 mod run;
 mod stage;
 
 pub(crate) use conditioning::Text;
-pub(crate) use stage::Prompted;
+pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
 pub use generation::{Generation, Kind};

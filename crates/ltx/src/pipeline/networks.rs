@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use mlx::Dtype;
 
 use super::choose::Prompts;
-use super::{Plan, Recipe, UnreadPolicy};
+use super::{Plan, UnreadPolicy};
 use crate::audio_vae::AudioDecoder;
 use crate::checkpoint::{Checkpoint, Component, Config, Unread, Weights};
 use crate::dit::Dit;
@@ -77,8 +77,10 @@ impl Plan<'_> {
             loader.load(&self.checkpoint, Component::Projection, silent, Projection::load)?;
             loader.load(&self.checkpoint, Component::Connector, silent, Connectors::load)?;
         }
-        loader.load(&self.checkpoint, Component::Dit, silent, Dit::load)?;
-        if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe == Recipe::Distilled) {
+        for model in self.steps.iter().filter_map(|steps| steps.model.as_ref()) {
+            loader.load(model, Component::Dit, silent, Dit::load)?;
+        }
+        if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe.two_stages()) {
             loader.load(files, Component::Upsampler, silent, Upsampler::load)?;
         }
         loader

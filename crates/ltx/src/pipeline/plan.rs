@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::choose::{Prompts, guidance, prompts, recipe, sigmas, upsampler};
+use super::choose::{Prompts, prompts, recipe, upsampler};
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
+use super::recipe::{Circumstances, Steps, with_loras};
 use super::{Generation, Kind, Recipe, Request};
 use crate::checkpoint::{Checkpoint, Component, Config};
-use crate::diffusion::Both;
 use crate::diffusion::guidance::Guidance;
 use crate::dit;
 use crate::error::{Error, Result};
@@ -19,13 +19,10 @@ pub struct Plan<'a> {
     pub(super) checkpoint: Checkpoint,
     pub(super) upsampler: Option<Checkpoint>,
     pub(super) recipe: Recipe,
-    pub(super) kind: Kind,
-    pub(super) generation: &'static Generation,
     pub(super) video: VideoShape,
     pub(super) audio: Option<AudioShape>,
     pub(super) transformer: dit::Config,
-    pub(super) guidance: Both<Guidance>,
-    pub(super) sigmas: Vec<f32>,
+    pub(super) steps: Vec<Steps>,
     pub(super) prompts: Prompts,
     pub(super) notes: Vec<String>,
 }
@@ -39,42 +36,40 @@ impl<'a> Plan<'a> {
         let (_, config) = checkpoint.component(Component::Dit, request.dtype)?;
         let transformer = dit::Config::new(&config)?;
         let generation = Generation::of(checkpoint.version());
+        let checkpoint = with_loras(request, checkpoint, &mut notes)?;
 
         let upsampler = upsampler(request, &checkpoint)?;
         let named = Kind::of(&checkpoint);
         let recipe = recipe(request, named, upsampler.is_some(), &mut notes);
-        let kind = named.unwrap_or(if recipe == Recipe::Distilled { Kind::Distilled } else { Kind::Dev });
 
         let height = request.height.unwrap_or(recipe.default_height());
         let video = VideoShape { frames: request.frames, height, width: request.width };
         video.check(recipe.size_multiple())?;
         let audio =
             request.audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
-        if recipe == Recipe::Distilled && upsampler.is_none() {
+        if recipe.two_stages() && upsampler.is_none() {
             return Err(Error::request(
-                "the distilled recipe needs the latent upsampler x2",
+                format!("the {} recipe needs the latent upsampler x2", recipe.name()),
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
             ));
         }
-        let guidance = guidance(request, kind, generation, &transformer)?;
-        let sigmas = sigmas(request, kind, generation, &mut notes)?;
-        let negative = guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0);
-        let prompts = prompts(request, &transformer, negative)?;
-        let plan = Self {
+        let divisor = if recipe.two_stages() { 2 } else { 1 };
+        let first = VideoShape { height: height / divisor, width: request.width / divisor, ..video };
+        let circumstances = Circumstances {
             request,
-            checkpoint,
-            upsampler,
             recipe,
-            kind,
+            kind: recipe.kind(named)?,
             generation,
-            video,
-            audio,
-            transformer,
-            guidance,
-            sigmas,
-            prompts,
-            notes,
+            model: &checkpoint,
+            transformer: &transformer,
+            tokens: first.latent().tokens(),
         };
+        let steps = circumstances.stages(&mut notes)?;
+        let negative =
+            steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
+        let prompts = prompts(request, &transformer, negative)?;
+        let plan =
+            Self { request, checkpoint, upsampler, recipe, video, audio, transformer, steps, prompts, notes };
         plan.check_channels(&config)?;
         let noise = NoiseSource::new(request.noise.as_deref(), request.seed)?;
         for stage in plan.stages() {
@@ -100,8 +95,15 @@ impl<'a> Plan<'a> {
         settings["recipe"] = json!(self.recipe.name());
         settings["model_version"] = json!(self.checkpoint.version());
         settings["height"] = json!(self.video.height);
-        settings["steps"] = json!(self.sigmas.len() - 1);
-        for (modality, guidance) in self.guidance.iter().filter(|(_, guidance)| **guidance != Guidance::OFF) {
+        let Some(first) = self.steps.first() else { return settings };
+        settings["steps"] = json!(first.sigmas.len().saturating_sub(1));
+        settings["sampler"] = json!(first.sampler.name());
+        if self.recipe.keeps_first_sound() {
+            let strengths = self.steps.iter().map(|steps| steps.distilled_strength);
+            settings["distilled_lora_strengths"] = json!(strengths.collect::<Vec<_>>());
+        }
+        for (modality, guidance) in first.guidance.iter().filter(|(_, guidance)| **guidance != Guidance::OFF)
+        {
             settings["guidance"][modality.name()] = json!({
                 "cfg": guidance.cfg, "stg_scale": guidance.stg, "stg_blocks": guidance.stg_blocks,
                 "rescale": guidance.rescale, "modality_scale": guidance.modality, "skip": guidance.skip,
@@ -122,7 +124,7 @@ impl<'a> Plan<'a> {
         };
         match self.recipe {
             Recipe::OneStage => vec![shapes(1, false)],
-            Recipe::Distilled => vec![shapes(2, false), shapes(1, true)],
+            _ => vec![shapes(2, false), shapes(1, true)],
         }
     }
 

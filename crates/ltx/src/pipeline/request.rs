@@ -6,6 +6,7 @@ use mlx::Dtype;
 use serde_json::{Value, json};
 
 use crate::diffusion::guidance::Guidance;
+use crate::diffusion::step::Sampler;
 use crate::error::{Error, Result};
 
 /// How to denoise.
@@ -15,6 +16,10 @@ pub enum Recipe {
     Distilled,
     /// One pass at full size: guided on a dev model, the distilled table on a distilled one.
     OneStage,
+    /// Guided at half size, upsample, refine with the distilled LoRA. For dev models.
+    TwoStage,
+    /// The same with a sampler of second order, fewer steps, and some of the distilled LoRA from the start.
+    TwoStageHq,
 }
 
 impl Recipe {
@@ -23,23 +28,19 @@ impl Recipe {
         match self {
             Self::Distilled => "distilled",
             Self::OneStage => "one-stage",
+            Self::TwoStage => "two-stage",
+            Self::TwoStageHq => "two-stage-hq",
         }
     }
 
     /// What width and height must be multiples of.
     pub fn size_multiple(self) -> usize {
-        match self {
-            Self::Distilled => 64,
-            Self::OneStage => 32,
-        }
+        if self.two_stages() { 64 } else { 32 }
     }
 
     /// The height used when none is asked for: the original's 480, or the next size that two stages allow.
     pub fn default_height(self) -> usize {
-        match self {
-            Self::Distilled => 512,
-            Self::OneStage => 480,
-        }
+        if self.two_stages() { 512 } else { 480 }
     }
 }
 
@@ -98,8 +99,16 @@ pub struct Request {
     pub gemma: Option<PathBuf>,
     /// Latent upsampler x2.
     pub spatial_upsampler: Option<PathBuf>,
+    /// LoRA files and their strengths, added in this order.
+    pub loras: Vec<(PathBuf, f32)>,
+    /// The LoRA with which the two-stage recipes for dev models refine.
+    pub distilled_lora: Option<PathBuf>,
+    /// Its strengths in the two stages; `None` is the recipe's own.
+    pub distilled_strengths: [Option<f32>; 2],
     /// `None` decides by the model.
     pub recipe: Option<Recipe>,
+    /// Sampler of the first stage; `None` is the recipe's own.
+    pub sampler: Option<Sampler>,
     /// Pixels; `None` is the recipe's default.
     pub height: Option<usize>,
     /// Pixels.
@@ -155,6 +164,13 @@ impl Request {
         if self.steps == Some(0) {
             return Err(Error::request("there are no denoising steps", "give at least --steps 1"));
         }
+        let strengths = self.loras.iter().map(|(_, strength)| strength);
+        if strengths.chain(self.distilled_strengths.iter().flatten()).any(|strength| !strength.is_finite()) {
+            return Err(Error::request(
+                "a LoRA's strength is not a finite number",
+                "give a number such as 0.8",
+            ));
+        }
         for (name, guidance) in [("video", &self.video_guidance), ("audio", &self.audio_guidance)] {
             let scales = [guidance.cfg, guidance.stg, guidance.rescale, guidance.modality];
             if scales.iter().flatten().any(|scale| !scale.is_finite()) {
@@ -186,6 +202,8 @@ impl Request {
             "model": self.models.iter().map(name).collect::<Vec<_>>(),
             "gemma": self.gemma.as_ref().map(name),
             "spatial_upsampler": self.spatial_upsampler.as_ref().map(name),
+            "loras": self.loras.iter().map(|(path, strength)| json!([name(path), strength])).collect::<Vec<_>>(),
+            "distilled_lora": self.distilled_lora.as_ref().map(name),
             "embedding": self.embedding.as_ref().map(name),
             "noise": self.noise.as_ref().map(name),
             "width": self.width,

@@ -6,12 +6,10 @@ use mlx::{Array, Dtype};
 
 use super::choose::Prompts;
 use super::clip::check_finite;
-use super::conditioning::{NoiseSource, Shapes, Text};
+use super::conditioning::{NoiseSource, Text};
 use super::stage::Stage;
-use super::{Clip, Kind, Latents, Plan, Recipe, decode};
+use super::{Clip, Latents, Plan, decode};
 use crate::checkpoint::{Component, Unread};
-use crate::diffusion::schedule::DISTILLED_STAGE_2;
-use crate::diffusion::step::Sampler;
 use crate::dit::Dit;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -63,48 +61,40 @@ impl Plan<'_> {
     }
 
     fn denoise(&self, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
-        progress.phase("load transformer", 0)?;
-        let dit = self.loader().load(&self.checkpoint, Component::Dit, progress, Dit::load)?;
-        let two_stages = self.recipe == Recipe::Distilled;
-        progress.phase(if two_stages { "denoise at half size" } else { "denoise" }, self.sigmas.len() - 1)?;
-        let sampler = match (self.kind, self.generation.ancestral) {
-            (Kind::Distilled, true) => Sampler::EulerAncestral { eta: 1.0, s_noise: 1.0 },
-            _ => Sampler::Euler,
-        };
-        let mut stages = self.stages().into_iter();
-        let mut latents = match stages.next() {
-            Some(shapes) => {
-                self.stage(shapes, sampler, &self.sigmas, None).run(&dit, text, noise, progress)?
+        let mut done: Option<Latents> = None;
+        let mut sound = None;
+        let mut dit = None;
+        for (steps, shapes) in self.steps.iter().zip(self.stages()) {
+            if steps.model.is_some() {
+                drop(dit.take()); // One transformer at a time, and none beside the upsampler.
             }
-            None => return Err(Error::request("a recipe without stages", "choose another --recipe")),
-        };
-        // The refinement is too short to remove noise that is added on the way: always plain Euler.
-        for shapes in stages {
-            progress.phase("upsample", 0)?;
-            latents.video = self.upsample(&latents.video, progress)?;
-            progress.phase("refine", DISTILLED_STAGE_2.len() - 1)?;
-            let stage = self.stage(shapes, Sampler::Euler, &DISTILLED_STAGE_2, Some(&latents));
-            latents = stage.run(&dit, text, noise, progress)?;
+            if let Some(latents) = &mut done {
+                progress.phase("upsample", 0)?;
+                latents.video = self.upsample(&latents.video, progress)?;
+            }
+            if let Some(model) = &steps.model {
+                progress.phase("load transformer", 0)?;
+                dit = Some(self.loader().load(model, Component::Dit, progress, Dit::load)?);
+            }
+            let Some(dit) = &dit else { continue };
+            progress.phase(steps.name, steps.sigmas.len().saturating_sub(1))?;
+            let stage = Stage {
+                shapes,
+                frame_rate: self.request.frame_rate,
+                sampler: steps.sampler,
+                sigmas: &steps.sigmas,
+                guidance: steps.guidance.clone(),
+                seed: self.request.seed,
+                from: done.as_ref(),
+            };
+            let latents = stage.run(dit, text, noise, progress)?;
+            sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));
+            done = Some(latents);
         }
+        let mut latents =
+            done.ok_or_else(|| Error::request("a recipe without stages", "choose another --recipe"))?;
+        latents.audio = sound.or(latents.audio);
         Ok(latents)
-    }
-
-    fn stage<'b>(
-        &self,
-        shapes: Shapes,
-        sampler: Sampler,
-        sigmas: &'b [f32],
-        from: Option<&'b Latents>,
-    ) -> Stage<'b> {
-        Stage {
-            shapes,
-            frame_rate: self.request.frame_rate,
-            sampler,
-            sigmas,
-            guidance: self.guidance.clone(),
-            seed: self.request.seed,
-            from,
-        }
     }
 
     /// Normalized latents (1, channels, frames, height, width) → twice as high and wide.

@@ -1,21 +1,19 @@
 //! One denoising stage: the transformer, its text and its noise in the loop of `diffusion`.
 
-use mlx::{Array, Dtype};
+use mlx::Dtype;
 
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
+use super::prompted::Prompted;
 use crate::diffusion::Both;
 use crate::diffusion::conditioning::LatentState;
-use crate::diffusion::denoise::{Denoise, Denoiser, Input};
-use crate::diffusion::guidance::{Guidance, Pass};
+use crate::diffusion::denoise::Denoise;
+use crate::diffusion::guidance::Guidance;
 use crate::diffusion::patchify::{audio_latent, audio_tokens, video_latent, video_tokens};
 use crate::diffusion::step::{Sampler, SeededStepNoise};
-use crate::dit::{self, Conditions, Dit, Perturbation, Prepared};
+use crate::dit::Dit;
 use crate::error::{Error, Result};
 use crate::pipeline::Latents;
 use crate::progress::{Event, Progress};
-use crate::shape::Modality;
-use crate::text::Contexts;
-use crate::trace::Trace;
 
 /// Added to the seed for the noise of stochastic samplers, as the official pipelines do.
 const STEP_NOISE_SEED: u64 = 10_000;
@@ -50,7 +48,8 @@ impl Stage<'_> {
             state.clone().noised(&drawn, share)
         })?;
         let mut denoiser = Prompted::new(dit, text);
-        let mut step_noise = SeededStepNoise::new(self.sampler, self.seed.wrapping_add(STEP_NOISE_SEED));
+        let seeded = SeededStepNoise::new(self.sampler, self.seed.wrapping_add(STEP_NOISE_SEED));
+        let mut step_noise = noise.of_steps(&self.shapes, seeded);
         let denoise = Denoise { sampler: self.sampler, sigmas: self.sigmas, guidance: self.guidance.clone() };
         let states = denoise.run(states, &mut denoiser, &mut step_noise, &mut |done, of| {
             progress.event(Event::Step { done, of })
@@ -82,83 +81,5 @@ impl Stage<'_> {
             };
         }
         Ok(Both { video: Some(video), audio })
-    }
-}
-
-/// The transformer with its text. What does not change from step to step is prepared at the first.
-pub struct Prompted<'a> {
-    dit: &'a Dit,
-    text: &'a Text,
-    positive: Option<Both<Prepared>>,
-    negative: Option<Both<Prepared>>,
-}
-
-impl<'a> Prompted<'a> {
-    pub fn new(dit: &'a Dit, text: &'a Text) -> Self {
-        Self { dit, text, positive: None, negative: None }
-    }
-
-    fn prepare(&self, contexts: &Contexts, inputs: &Both<Input>) -> Result<Both<Prepared>> {
-        inputs.try_map(|modality, input| {
-            let context = match modality {
-                Modality::Video => Some(&contexts.video),
-                Modality::Audio => contexts.audio.as_ref(),
-            };
-            let context = context.ok_or_else(|| {
-                Error::request(
-                    format!("no {} context", modality.name()),
-                    "use an embedding with both contexts, or --no-audio",
-                )
-            })?;
-            let conditions = Conditions {
-                positions: input.positions,
-                context,
-                attention_mask: input.attention_mask,
-                keyframes_mask: input.keyframes,
-            };
-            self.dit.prepare(modality, &conditions)
-        })
-    }
-}
-
-impl Denoiser for Prompted<'_> {
-    fn velocities(&mut self, passes: &[Pass], inputs: &Both<Input>) -> Result<Vec<Both<Array>>> {
-        if self.positive.is_none() {
-            self.positive = Some(self.prepare(&self.text.positive, inputs)?);
-        }
-        if passes.contains(&Pass::Negative) && self.negative.is_none() {
-            let contexts = self.text.negative.as_ref();
-            let contexts = contexts
-                .ok_or_else(|| Error::request("guidance needs a negative prompt", "give one, or --cfg 1"))?;
-            self.negative = Some(self.prepare(contexts, inputs)?);
-        }
-        let mut answers = Vec::new();
-        // One by one: at full size a batch of passes would not fit beside the weights.
-        for pass in passes {
-            let prepared = if *pass == Pass::Negative { &self.negative } else { &self.positive };
-            let perturbation = match pass {
-                Pass::Positive | Pass::Negative => Perturbation::default(),
-                Pass::Perturbed { video, audio } => Perturbation {
-                    skip_video_self_attention: video.clone(),
-                    skip_audio_self_attention: audio.clone(),
-                    skip_cross_modal: false,
-                },
-                Pass::Isolated => Perturbation { skip_cross_modal: true, ..Perturbation::default() },
-            };
-            let given = |modality: Modality| {
-                let (input, prepared) = (inputs.get(modality)?, prepared.as_ref()?.get(modality)?);
-                Some(dit::Input {
-                    latent: input.latent,
-                    timesteps: &input.timesteps,
-                    sigma: &input.sigma,
-                    prepared,
-                })
-            };
-            let (video, audio) = (given(Modality::Video), given(Modality::Audio));
-            let (video, audio) =
-                self.dit.forward(video.as_ref(), audio.as_ref(), &[perturbation], &mut Trace::off())?;
-            answers.push(Both { video, audio });
-        }
-        Ok(answers)
     }
 }

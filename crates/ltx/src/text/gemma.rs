@@ -1,7 +1,9 @@
-//! Gemma 3, for its hidden states: a decoder of which every layer's output is used.
+//! Gemma 3, for its hidden states: a decoder of which every layer's output is used. What it writes is in `generation`.
 //!
 //! Layers alternate between attention to a sliding window and to everything before, with rotary positions of their own.
 //! Formulas: Gemma 3 technical report (arXiv 2503.19786) and the `Gemma3TextModel` of Hugging Face's transformers.
+
+use std::ops::Range;
 
 use mlx::{Array, Dtype};
 
@@ -200,23 +202,43 @@ impl Gemma {
         self.embedding.dim(0)
     }
 
+    /// Embeddings of tokens, (1, tokens, hidden).
+    fn embed(&self, ids: &[u32]) -> Result<Array> {
+        let index: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let index = Array::from_slice(&index, &[index.len() as i32])?;
+        let rows = self.embedding.take(&index, 0)?.astype(self.dtype)?.expand_dims(&[0])?; // (1, tokens, hidden)
+        // The reference rounds the factor to the weights' dtype too.
+        Ok(rows.multiply(f64::from(self.settings.hidden).sqrt())?)
+    }
+
+    /// What `ids`, which follow those that `past` remembers, say of the next token: f32 (vocabulary), not normalized.
+    pub(super) fn next(&self, ids: &[u32], past: &mut Past) -> Result<Vec<f32>> {
+        past.layers.resize_with(self.layers.len(), Kept::default);
+        let mut x = self.embed(ids)?;
+        for ((layer, span), kept) in self.layers.iter().zip(&self.settings.spans).zip(&mut past.layers) {
+            x = layer.forward(&x, span, &self.settings, kept)?;
+        }
+        let last = self.norm.forward(&x.slice(1, x.dim(1) - 1..x.dim(1))?)?; // (1, 1, hidden)
+        // The embedding is what the tokens are compared with, too.
+        let logits = Linear::new(self.embedding.astype(self.dtype)?).forward(&last)?.astype(Dtype::F32)?;
+        let kept = past.layers.iter().flat_map(|kept| [kept.keys.as_ref(), kept.values.as_ref()]).flatten();
+        mlx::eval(kept.chain([&logits]))?;
+        Ok(logits.to_f32()?)
+    }
+
     /// Hidden states of each prompt: the embeddings, then each layer's output, the last after the final norm, each
     /// (1, tokens, hidden). Layers are let go of one by one, so that only one is in memory at a time.
     pub fn hidden_states(self, prompts: &[Vec<u32>]) -> Result<Vec<Vec<Array>>> {
         let mut states = Vec::new();
         for ids in prompts {
-            let index: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-            let index = Array::from_slice(&index, &[index.len() as i32])?;
-            let rows = self.embedding.take(&index, 0)?.astype(self.dtype)?.expand_dims(&[0])?; // (1, tokens, hidden)
-            // The reference rounds the factor to the weights' dtype too.
-            states.push(vec![rows.multiply(f64::from(self.settings.hidden).sqrt())?]);
+            states.push(vec![self.embed(ids)?]);
         }
         drop(self.embedding);
         let last = self.layers.len().saturating_sub(1);
         for (index, (layer, span)) in self.layers.into_iter().zip(&self.settings.spans).enumerate() {
             for states in &mut states {
                 let Some(x) = states.last() else { continue };
-                let mut x = layer.forward(x, span, &self.settings)?;
+                let mut x = layer.forward(x, span, &self.settings, &mut Kept::default())?;
                 if index == last {
                     x = self.norm.forward(&x)?;
                 }
@@ -251,9 +273,9 @@ impl Layer {
         })
     }
 
-    /// (1, tokens, hidden) → (1, tokens, hidden)
-    fn forward(&self, x: &Array, span: &Span, settings: &Settings) -> Result<Array> {
-        let attended = self.attend(&self.input_norm.forward(x)?, span, settings)?;
+    /// (1, tokens, hidden) → (1, tokens, hidden), after the tokens that are kept
+    fn forward(&self, x: &Array, span: &Span, settings: &Settings, kept: &mut Kept) -> Result<Array> {
+        let attended = self.attend(&self.input_norm.forward(x)?, span, settings, kept)?;
         let x = x.add(self.post_attention_norm.forward(&attended)?)?;
         let y = self.pre_feedforward_norm.forward(&x)?;
         let y = self.gate.activated(&y, Activation::GeluTanh)?.multiply(self.up.forward(&y)?)?; // (1, tokens, intermediate)
@@ -261,40 +283,73 @@ impl Layer {
         Ok(x.add(self.post_feedforward_norm.forward(&y)?)?)
     }
 
-    fn attend(&self, x: &Array, span: &Span, settings: &Settings) -> Result<Array> {
-        let tokens = x.dim(1);
+    fn attend(&self, x: &Array, span: &Span, settings: &Settings, kept: &mut Kept) -> Result<Array> {
+        let (tokens, before) = (x.dim(1), kept.tokens());
         let heads = |x: Array, heads: i32| -> mlx::Result<Array> {
             x.reshape(&[1, tokens, heads, settings.head_dim])
         };
         let q = heads(self.q.forward(x)?, settings.heads)?;
         let k = heads(self.k.forward(x)?, settings.key_heads)?;
         let v = heads(self.v.forward(x)?, settings.key_heads)?;
-        let rope =
-            Rope::from_angles(&angles(tokens as usize, settings.head_dim as usize, span), tokens, x.dtype())?;
-        let mask = mask(tokens as usize, span.window)?;
+        let places = before..before + tokens as usize;
+        let angles = angles(places.clone(), settings.head_dim as usize, span);
+        let rope = Rope::from_angles(&angles, tokens, x.dtype())?;
         let turned = |x: &Array, norm: &Norm| rope.rotate_normed(x, &norm.weight, norm.eps);
-        let (q, k) = (turned(&q, &self.q_norm)?, turned(&k, &self.k_norm)?);
-        let attended = nn::attention(&q, &k, &v, settings.scale, Some(&mask))?;
+        let (k, v) = kept.push(turned(&k, &self.k_norm)?, v)?;
+        let mask = mask(places, span.window)?;
+        let attended = nn::attention(&turned(&q, &self.q_norm)?, &k, &v, settings.scale, Some(&mask))?;
         Ok(self.o.forward(&attended.reshape(&[1, tokens, -1])?)?) // from (1, tokens, heads · head_dim)
     }
 }
 
+/// What a model remembers of the tokens that it has read.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    layers: Vec<Kept>,
+}
+
+/// What a layer keeps of the tokens before.
+#[derive(Debug, Default)]
+struct Kept {
+    keys: Option<Array>,   // (1, tokens, key heads, head_dim)
+    values: Option<Array>, // (1, tokens, key heads, head_dim)
+}
+
+impl Kept {
+    fn tokens(&self) -> usize {
+        self.keys.as_ref().map_or(0, |keys| keys.dim(1) as usize)
+    }
+
+    /// Keeps what is new; gives all.
+    fn push(&mut self, keys: Array, values: Array) -> mlx::Result<(Array, Array)> {
+        let after = |before: &Option<Array>, new: Array| match before {
+            Some(before) => mlx::concatenate(&[before, &new], 1),
+            None => Ok(new),
+        };
+        let all = (after(&self.keys, keys)?, after(&self.values, values)?);
+        (self.keys, self.values) = (Some(all.0.clone()), Some(all.1.clone()));
+        Ok(all)
+    }
+}
+
 /// Angles by token and pair, row-major, in f32 as the reference computes them.
-fn angles(tokens: usize, head_dim: usize, span: &Span) -> Vec<f32> {
+fn angles(tokens: Range<usize>, head_dim: usize, span: &Span) -> Vec<f32> {
     let frequency = |pair: usize| {
         let exponent = (2 * pair) as f32 / head_dim as f32;
         (1.0 / span.theta.powf(f64::from(exponent)) / span.factor) as f32
     };
-    (0..tokens).flat_map(|token| (0..head_dim / 2).map(move |pair| token as f32 * frequency(pair))).collect()
+    tokens.flat_map(|token| (0..head_dim / 2).map(move |pair| token as f32 * frequency(pair))).collect()
 }
 
-/// Whether a token (row) sees another (column): those before it and itself, within the window. (1, 1, tokens, tokens)
-fn mask(tokens: usize, window: Option<usize>) -> mlx::Result<Array> {
-    let window = window.unwrap_or(tokens);
+/// Whether a token (row) sees another (column): those before it and itself, within the window; rows are `tokens`, columns
+/// those and all before them. (1, 1, rows, columns)
+fn mask(tokens: Range<usize>, window: Option<usize>) -> mlx::Result<Array> {
+    let (columns, shape) = (tokens.end, [1, 1, tokens.len() as i32, tokens.end as i32]);
+    let window = window.unwrap_or(columns);
     let sees = |row: usize, column: usize| column <= row && row - column < window;
     let values: Vec<u8> =
-        (0..tokens).flat_map(|row| (0..tokens).map(move |column| u8::from(sees(row, column)))).collect();
-    Array::from_slice(&values, &[1, 1, tokens as i32, tokens as i32])?.astype(Dtype::Bool)
+        tokens.flat_map(|row| (0..columns).map(move |column| u8::from(sees(row, column)))).collect();
+    Array::from_slice(&values, &shape)?.astype(Dtype::Bool)
 }
 
 #[cfg(test)]
@@ -361,7 +416,8 @@ mod tests {
 
     #[test]
     fn a_window_counts_the_token_itself() {
-        let rows = mask(4, Some(2)).unwrap().to_f32().unwrap();
+        let rows = mask(0..4, Some(2)).unwrap().to_f32().unwrap();
         assert_eq!(rows, [1., 0., 0., 0., 1., 1., 0., 0., 0., 1., 1., 0., 0., 0., 1., 1.]);
+        assert_eq!(mask(2..4, Some(2)).unwrap().to_f32().unwrap(), rows[8..]);
     }
 }

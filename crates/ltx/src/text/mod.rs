@@ -2,17 +2,22 @@
 //!
 //! `tokenizer` turns the prompt into ids, `gemma` those into hidden states of all layers, `projection` the stack of
 //! hidden states into features, and `connector` the features into the contexts that the transformer attends to. Only
-//! real tokens are computed: padding is masked everywhere and replaced by learned registers at the end.
+//! real tokens are computed: padding is masked everywhere and replaced by learned registers at the end. `generation` lets
+//! Gemma write, and `enhance` asks it to write a better prompt.
 
 mod connector;
+mod enhance;
 mod folder;
 mod gemma;
+mod generation;
 mod projection;
 mod tokenizer;
 
 pub use connector::{Connector, Connectors};
+pub use enhance::{Scene, enhance};
 pub use folder::GemmaFolder;
 pub use gemma::Gemma;
+pub use generation::Sampling;
 pub use projection::{Features, Projection};
 pub use tokenizer::{MAX_TOKENS, Tokenizer};
 

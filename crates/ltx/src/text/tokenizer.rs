@@ -54,19 +54,33 @@ impl Tokenizer {
     }
 
     fn ids(&self, prompt: &str) -> Result<Vec<u32>> {
-        let failed = |error: tokenizers::Error| {
-            Error::file(
-                &self.path,
-                "",
-                format!("cannot encode the prompt: {error}"),
-                "check that the file is whole",
-            )
-        };
-        let mut ids = self.tokenizer.encode(prompt.trim(), true).map_err(failed)?.get_ids().to_vec();
+        let encoded = self.tokenizer.encode(prompt.trim(), true);
+        let mut ids = encoded.map_err(|error| self.failed("encode", &error))?.get_ids().to_vec();
         if ids.first() != Some(&self.bos) {
             ids.insert(0, self.bos);
         }
         Ok(ids)
+    }
+
+    /// Ids of a text in which special tokens are spelt out, such as a conversation: nothing is trimmed or cut.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.tokenizer.encode(text, false).map_err(|error| self.failed("encode", &error))?;
+        Ok(ids.get_ids().to_vec())
+    }
+
+    /// The text of ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, true).map_err(|error| self.failed("decode", &error))
+    }
+
+    /// The id of a special token, if there is such.
+    pub fn special(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    fn failed(&self, what: &str, error: &tokenizers::Error) -> Error {
+        let problem = format!("cannot {what} the text: {error}");
+        Error::file(&self.path, "", problem, "check that the file is whole")
     }
 
     /// An error unless every id has a row among `rows` embeddings.

@@ -1,0 +1,51 @@
+//! `ltx enhance`, and `ltx generate --enhance-prompt`.
+
+use ltx::pipeline::Request;
+use ltx::text::{GemmaFolder, Sampling, Scene, enhance};
+use ltx::{Error, Result};
+
+use crate::args::Enhance;
+use crate::terminal::Terminal;
+
+pub fn run(arguments: &Enhance) -> Result<()> {
+    let scene = if arguments.with_image { Scene::Image } else { Scene::Text };
+    if arguments.show_instructions {
+        println!("{}", scene.instructions());
+        return Ok(());
+    }
+    if arguments.prompt.trim().is_empty() {
+        return Err(Error::request("the prompt is empty", "say what the clip shows"));
+    }
+    if !(0.0..=10.0).contains(&arguments.temperature) {
+        return Err(Error::request(
+            format!("a temperature of {}", arguments.temperature),
+            "give a number from 0 to 10, such as 0.7",
+        ));
+    }
+    crate::choose_device(arguments.device)?;
+    let sampling = Sampling {
+        temperature: arguments.temperature,
+        max_tokens: arguments.max_tokens,
+        ..Sampling::enhancement(arguments.seed)
+    };
+    let folder = GemmaFolder::open(&arguments.gemma)?;
+    let mut terminal = Terminal::new(arguments.quiet);
+    let dtype = crate::dtype(arguments.dtype);
+    let text = enhance(&folder, dtype, &arguments.prompt, scene, &sampling, &mut terminal)?;
+    terminal.finish();
+    println!("{text}");
+    Ok(())
+}
+
+/// Replaces the prompt of a request that was checked by what Gemma makes of it, and shows it.
+pub fn replace_prompt(request: &mut Request, terminal: &mut Terminal) -> Result<()> {
+    let (Some(prompt), Some(gemma)) = (&request.prompt, &request.gemma) else {
+        return Err(Error::request("--enhance-prompt needs a prompt and --gemma", "give both"));
+    };
+    let sampling = Sampling::enhancement(request.seed);
+    let folder = GemmaFolder::open(gemma)?;
+    let text = enhance(&folder, request.dtype, prompt, Scene::Text, &sampling, terminal)?;
+    eprintln!("prompt: {text}");
+    request.prompt = Some(text);
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! `ltx lora`, and what `--lora` names.
+
+use std::path::{Path, PathBuf};
+
+use ltx::checkpoint::Checkpoint;
+use ltx::checkpoint::lora::{KNOWN, Lora, Matches, known, merge};
+use ltx::{Error, Result};
+use serde_json::json;
+
+use crate::args::{LoraCommand, LoraInspect, LoraMerge};
+use crate::terminal::Terminal;
+
+pub fn run(command: &LoraCommand) -> Result<()> {
+    match command {
+        LoraCommand::Inspect(arguments) => inspect(arguments),
+        LoraCommand::Merge(arguments) => merge_into(arguments),
+        LoraCommand::List => {
+            for known in KNOWN {
+                println!("{:20} {}:{}", known.name, known.repository, known.file);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// LoRAs and their strengths, as they follow `--lora`: each file or name may have a number behind it.
+pub fn given(values: &[String]) -> Result<Vec<(PathBuf, f32)>> {
+    let mut loras: Vec<(PathBuf, f32)> = Vec::new();
+    let mut fresh = false;
+    for value in values {
+        match (value.parse::<f32>(), loras.last_mut()) {
+            (Ok(strength), Some((_, last))) if fresh => {
+                if !strength.is_finite() {
+                    return Err(Error::request(
+                        format!("a LoRA's strength of {value}"),
+                        "give a number such as 0.8",
+                    ));
+                }
+                *last = strength;
+                fresh = false;
+            }
+            _ => {
+                loras.push((resolve(value)?, 1.0));
+                fresh = true;
+            }
+        }
+    }
+    Ok(loras)
+}
+
+/// The file that is meant by a path or a short name.
+fn resolve(name: &str) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(path.into());
+    }
+    match known(name) {
+        Some(known) => Err(Error::request(
+            format!("the LoRA {name} is not on this machine"),
+            format!("get {} from {} on the model hub, and give its path", known.file, known.repository),
+        )),
+        None => Err(Error::request(
+            format!("there is no LoRA `{name}`"),
+            "give a file, or a name that `ltx lora list` shows; a prompt goes before --lora",
+        )),
+    }
+}
+
+fn inspect(arguments: &LoraInspect) -> Result<()> {
+    let lora = Lora::open(&resolve(&arguments.file)?)?;
+    let matches = match arguments.against.as_slice() {
+        [] => None,
+        models => Some(lora.matches(&Checkpoint::open(models)?)?),
+    };
+    if arguments.json {
+        let modules: Vec<_> = lora
+            .modules()
+            .iter()
+            .map(|module| json!({ "name": module.name, "rank": module.rank, "shape": module.shape, "scale": module.scale }))
+            .collect();
+        let metadata: serde_json::Map<_, _> =
+            lora.metadata().map(|(key, value)| (key.to_string(), json!(value))).collect();
+        println!(
+            "{:#}",
+            json!({
+                "file": lora.path(), "dtypes": lora.dtypes(), "modules": modules, "unknown": lora.unknown(), "metadata": metadata,
+                "against": matches.as_ref().map(|matches| json!({
+                    "matched": matches.matched, "unmatched": matches.unmatched,
+                    "misfits": matches.misfits.iter().map(|misfit| json!({ "name": misfit.name, "shape": misfit.shape, "model": misfit.model })).collect::<Vec<_>>(),
+                })),
+            })
+        );
+        return Ok(());
+    }
+    println!("{}", lora.path().display());
+    println!("  changes {} weights, {}", lora.modules().len(), lora.dtypes().join(" and "));
+    println!("  rank {}", span(lora.modules().iter().map(|module| module.rank as f64)));
+    println!("  alpha / rank {}", span(lora.modules().iter().map(|module| module.scale)));
+    for (key, value) in lora.metadata() {
+        println!("  {key}: {}", value.chars().take(200).collect::<String>());
+    }
+    list("not understood", lora.unknown().iter().cloned());
+    if let Some(matches) = &matches {
+        print(matches);
+    }
+    Ok(())
+}
+
+/// Smallest and largest.
+fn span(values: impl Iterator<Item = f64> + Clone) -> String {
+    let (least, most) =
+        (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max));
+    if least == most { format!("{least}") } else { format!("{least} to {most}") }
+}
+
+fn list(title: &str, names: impl ExactSizeIterator<Item = String>) {
+    let count = names.len();
+    if count > 0 {
+        let shown: Vec<String> = names.take(5).collect();
+        println!("  {title}: {count}: {}{}", shown.join(", "), if count > 5 { ", …" } else { "" });
+    }
+}
+
+fn print(matches: &Matches) {
+    let matched: Vec<String> =
+        matches.matched.iter().map(|(component, count)| format!("{count} of the {component}")).collect();
+    println!("  fits: {}", if matched.is_empty() { "nothing".into() } else { matched.join(", ") });
+    list("not in the model", matches.unmatched.iter().cloned());
+    list(
+        "of another shape",
+        matches
+            .misfits
+            .iter()
+            .map(|misfit| format!("{} {:?} for {:?}", misfit.name, misfit.shape, misfit.model)),
+    );
+}
+
+fn merge_into(arguments: &LoraMerge) -> Result<()> {
+    let loras = given(&arguments.lora)?
+        .into_iter()
+        .map(|(path, strength)| Ok((Lora::open(&path)?, strength)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut terminal = Terminal::new(arguments.quiet);
+    let matches = merge(&arguments.model, &loras, &arguments.output, &mut terminal)?;
+    terminal.finish();
+    if !arguments.quiet {
+        for ((lora, strength), matches) in loras.iter().zip(&matches) {
+            println!("{} at {strength}", lora.path().display());
+            print(matches);
+        }
+        println!("{}", arguments.output.display());
+    }
+    Ok(())
+}

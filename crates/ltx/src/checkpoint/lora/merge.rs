@@ -1,0 +1,75 @@
+//! A model file with LoRAs fused into it: the same keys, shapes, dtypes and header, other weights.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use mlx::{Array, Dtype};
+
+use super::{Fusion, Lora, Matches};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::progress::{Event, Progress};
+
+/// Writes `model`, one file, to `output` with each of `loras` at its strength, whole or not at all. One weight at a time
+/// is in memory. Gives how each LoRA met the model.
+pub fn merge(
+    model: &Path,
+    loras: &[(Lora, f32)],
+    output: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Matches>> {
+    let checkpoint = Checkpoint::open(&[model])?;
+    let [file] = checkpoint.files() else {
+        return Err(Error::file(model, "", "is a folder of several models", "give the file to merge into"));
+    };
+    let mut fusion = Fusion::default();
+    let mut all = Vec::new();
+    for (lora, strength) in loras {
+        let matches = lora.must_match(&checkpoint)?;
+        fusion.add(lora, &matches, *strength);
+        all.push(matches);
+    }
+    if output.canonicalize().is_ok_and(|output| file.path().canonicalize().is_ok_and(|path| path == output)) {
+        return Err(Error::file(output, "", "is the model itself", "give another --output"));
+    }
+    let failed = |error: std::io::Error| {
+        let remedy = "check that there is space and that you may write there";
+        Error::file(output, "", format!("cannot be written: {error}"), remedy)
+    };
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = tempfile::Builder::new().prefix(".ltx-").tempfile_in(folder).map_err(failed)?;
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, written);
+
+    let mut tensors: Vec<_> = file.tensors().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets.0);
+    progress.phase("merge", 100)?;
+    let mut percent = 0;
+    out.write_all(file.head()).map_err(failed)?;
+    let count = tensors.len();
+    for (index, (key, info)) in tensors.into_iter().enumerate() {
+        if fusion.changes(&key) {
+            let fused = fusion.fuse(&key, file.array(&key)?)?;
+            write_values(&mut out, &fused)?.map_err(failed)?;
+        } else {
+            out.write_all(file.bytes(info)).map_err(failed)?;
+        }
+        let done = (index + 1) * 100 / count;
+        if done > percent {
+            percent = done;
+            progress.report(Event::Step { done, of: 100 })?;
+        }
+    }
+    let written = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    written.as_file().sync_all().map_err(failed)?;
+    written.persist(output).map_err(|error| failed(error.error))?;
+    Ok(all)
+}
+
+/// Writes a fused weight as its file stores it: little-endian.
+fn write_values(out: &mut impl Write, weight: &Array) -> Result<io::Result<()>> {
+    Ok(match weight.dtype() {
+        Dtype::Bf16 => out.write_all(bytemuck::cast_slice(&weight.to_vec::<half::bf16>()?)),
+        Dtype::F16 => out.write_all(bytemuck::cast_slice(&weight.to_vec::<half::f16>()?)),
+        _ => out.write_all(bytemuck::cast_slice(&weight.to_f32()?)),
+    })
+}
