@@ -2,7 +2,7 @@
 
 use mlx::Array;
 
-use super::{Bias, cpu};
+use super::{Bias, count, cpu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -32,13 +32,18 @@ impl Conv {
     /// (batch, spatial.., in) → (batch, spatial.., out)
     pub fn forward(&self, x: &Array, settings: &mlx::Conv) -> mlx::Result<Array> {
         if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, None) {
-            return y;
+            return y.inspect(|y| self.count(y));
         }
         let y = x.conv(&self.weight, settings)?;
+        self.count(&y);
         match &self.bias {
             Some(bias) => y.add(bias),
             None => Ok(y),
         }
+    }
+
+    fn count(&self, y: &Array) {
+        count(y.size(), self.weight.size() / self.weight.dim(0).max(1) as usize);
     }
 
     /// The same with the ends of the first spatial axis repeated, `before` and `after` times. `settings` pads the others.
@@ -49,7 +54,10 @@ impl Conv {
         settings: &mlx::Conv,
     ) -> mlx::Result<Array> {
         let fused = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, Some([before, after]));
-        fused.unwrap_or_else(|| self.forward(&x.pad_edge(1, before, after)?, settings))
+        match fused {
+            Some(y) => y.inspect(|y| self.count(y)),
+            None => self.forward(&x.pad_edge(1, before, after)?, settings),
+        }
     }
 }
 
@@ -107,7 +115,13 @@ impl TransposedConv {
 /// + 1, channels).
 pub fn depthwise(x: &Array, weight: &Array, stride: i32) -> mlx::Result<Array> {
     let settings = mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() };
+<<<<<<< HEAD
     cpu::conv(x, weight, None, &settings, None).unwrap_or_else(|| x.conv(weight, &settings))
+=======
+    let y = cpu::conv(x, weight, None, &settings).unwrap_or_else(|| x.conv(weight, &settings))?;
+    count(y.size(), weight.dim(1) as usize);
+    Ok(y)
+>>>>>>> 4399891 (Measure the machine with the model's own layers and networks: ltx bench)
 }
 
 #[cfg(test)]

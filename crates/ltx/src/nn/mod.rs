@@ -10,7 +10,23 @@ pub use conv::{Conv, TransposedConv, depthwise};
 pub use kernels::Activation;
 pub use linear::{Bias, Linear, Onto};
 
+use std::cell::Cell;
+
 use mlx::{Array, Dtype, Result};
+
+thread_local! {
+    static OPERATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Multiplications and additions in the linear layers, convolutions and attentions that this thread has asked for so far.
+pub(crate) fn operations() -> u64 {
+    OPERATIONS.get()
+}
+
+/// Counts `results`, each a sum of `terms` products.
+fn count(results: usize, terms: usize) {
+    OPERATIONS.set(OPERATIONS.get().wrapping_add(2 * (results as u64).wrapping_mul(terms as u64)));
+}
 
 /// Root-mean-square norm over the last axis, accumulated in f32: x / √(mean x² + eps) · weight.
 pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
@@ -37,6 +53,10 @@ pub fn layer_norm(x: &Array, eps: f32) -> Result<Array> {
 /// groups of query heads may share a key head. `mask` broadcasts to (batch, heads, q tokens, k tokens): numbers are added,
 /// bools choose.
 pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Array>) -> Result<Array> {
+    if let (&[_, _, heads, head_dim], &[_, keys, ..], &[.., value_dim]) = (q.shape(), k.shape(), v.shape()) {
+        let scores = q.size() / (heads * head_dim).max(1) as usize * (heads * keys) as usize;
+        count(scores, (head_dim + value_dim) as usize);
+    }
     if let Some(attended) = cpu::attention([q, k, v], scale, mask) {
         return attended;
     }
