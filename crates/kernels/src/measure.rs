@@ -3,30 +3,39 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+#[cfg(target_arch = "x86_64")]
+use crate::isa::amx;
 use crate::isa::{Active, Simd, Work};
 use crate::pool;
 
 /// Enough independent sums to hide an instruction's latency, few enough for 16 registers.
 const SUMS: usize = 12;
-const ROUNDS: usize = 1 << 18;
+const ROUNDS: usize = 1 << 17;
 
 /// Multiplications and additions per second of all threads together, on registers: the limit of every matrix product with
 /// the instruction set in use. `bf16` asks for products of bf16 values, which are those of f32 where there are no others.
 pub fn peak(bf16: bool) -> f64 {
-    let (active, threads) = (Active::get(), pool::threads());
+    let active = Active::get();
+    #[cfg(target_arch = "x86_64")]
+    if bf16 && let Some(amx) = active.amx() {
+        return rate(ROUNDS * amx::Amx::ROUND, || amx.spin(ROUNDS));
+    }
     let pairs = bf16 && active.pairs();
+    let each = active.run(Lanes) * if pairs { 4 } else { 2 };
+    rate(ROUNDS * SUMS * each, || active.run(Products { pairs }))
+}
+
+/// Operations per second when every thread does `task`, which has so many of them.
+fn rate(operations: usize, task: impl Fn() + Sync + Send) -> f64 {
+    let threads = pool::threads();
     let once = || {
         let start = Instant::now();
-        pool::for_each(threads, |_| active.run(Products { pairs }));
+        pool::for_each(threads, |_| task());
         start.elapsed()
     };
     once();
-    let mut best = Duration::MAX;
-    for _ in 0..10 {
-        best = best.min(once());
-    }
-    let each = active.run(Lanes) * if pairs { 4 } else { 2 };
-    (threads * ROUNDS * SUMS * each) as f64 / best.as_secs_f64()
+    let best = (0..10).map(|_| once()).min().unwrap_or(Duration::MAX);
+    (threads * operations) as f64 / best.as_secs_f64()
 }
 
 /// Reads `values` once, all threads together: time it for the memory's bandwidth.

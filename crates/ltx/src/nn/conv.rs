@@ -115,13 +115,9 @@ impl TransposedConv {
 /// + 1, channels).
 pub fn depthwise(x: &Array, weight: &Array, stride: i32) -> mlx::Result<Array> {
     let settings = mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() };
-<<<<<<< HEAD
-    cpu::conv(x, weight, None, &settings, None).unwrap_or_else(|| x.conv(weight, &settings))
-=======
-    let y = cpu::conv(x, weight, None, &settings).unwrap_or_else(|| x.conv(weight, &settings))?;
+    let y = cpu::conv(x, weight, None, &settings, None).unwrap_or_else(|| x.conv(weight, &settings))?;
     count(y.size(), weight.dim(1) as usize);
     Ok(y)
->>>>>>> 4399891 (Measure the machine with the model's own layers and networks: ltx bench)
 }
 
 #[cfg(test)]
