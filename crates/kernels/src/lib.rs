@@ -11,6 +11,7 @@ mod elementwise;
 mod gemm;
 mod isa;
 mod math;
+pub mod measure;
 mod norm;
 mod pool;
 mod snake;

@@ -11,6 +11,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    /// Threads on the CPU [default: LTX_THREADS, or as many as there are processors]
+    #[arg(long, value_name = "N", global = true)]
+    pub threads: Option<usize>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -29,6 +32,9 @@ pub enum Command {
     Verify(Verify),
     /// List the processors that can be used
     Devices(Devices),
+    /// Measure how fast this machine does the model's work, with random weights
+    #[command(alias = "benchmark")]
+    Bench(Bench),
 }
 
 /// Where to compute.
@@ -362,4 +368,26 @@ pub struct Enhance {
     /// Print the prompt and errors only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Works, by name [default: all of them, in a few minutes]
+    #[arg(value_name = "WORK")]
+    pub works: Vec<String>,
+    /// Say what there is to measure
+    #[arg(long)]
+    pub list: bool,
+    /// Where to compute
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+    /// Type of weights and activations; the vocoder is always f32
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
+    pub dtype: DtypeChoice,
+    /// How long each work is repeated, three times at least
+    #[arg(long, value_name = "S", default_value_t = 2.0)]
+    pub seconds: f64,
+    /// Print JSON, one object in a line for each work
+    #[arg(long)]
+    pub json: bool,
 }

@@ -1,5 +1,6 @@
 //! `ltx devices`
 
+use ltx::nn::cpu;
 use mlx::device::{Device, facts, gpu_available};
 use serde_json::{Map, Value, json};
 
@@ -10,7 +11,10 @@ pub fn run(arguments: &Devices) -> ltx::Result<()> {
     let mut list = Vec::new();
     for (index, &device) in devices.iter().enumerate() {
         let name = if device == Device::Gpu { "gpu" } else { "cpu" };
-        let facts = facts(device)?;
+        let mut facts = facts(device)?;
+        if device == Device::Cpu {
+            facts.extend(kernels());
+        }
         if arguments.json {
             let facts: Map<String, Value> =
                 facts.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
@@ -28,4 +32,11 @@ pub fn run(arguments: &Devices) -> ltx::Result<()> {
         println!("MLX {}", mlx::VERSION);
     }
     Ok(())
+}
+
+/// What our kernels compute with.
+fn kernels() -> Vec<(String, String)> {
+    let isas = || format!("{} (available: {})", cpu::isa(), cpu::isas().join(", "));
+    let set = if cpu::enabled() { isas() } else { "off: MLX computes".into() };
+    vec![("instruction set".into(), set), ("threads".into(), cpu::threads().to_string())]
 }

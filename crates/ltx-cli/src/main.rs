@@ -3,11 +3,13 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage (or, for `verify`, a file that cannot be used), 130 interrupted.
 
 mod args;
+mod bench;
 mod devices;
 mod enhance;
 mod generate;
 mod inspect;
 mod lora;
+mod machine;
 mod terminal;
 mod verify;
 
@@ -16,16 +18,22 @@ use std::process::ExitCode;
 use clap::Parser;
 use ltx::Error;
 
-use args::{Cli, Command, DeviceChoice, DtypeChoice};
+use args::{Cli, Command, DtypeChoice};
+use machine::choose_device;
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let Cli { command, threads } = Cli::parse();
+    if let Err(error) = machine::set_up(threads) {
+        return finish(Err(error));
+    }
+    match command {
         Command::Generate(arguments) => finish(generate::run(&arguments)),
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
         Command::Enhance(arguments) => finish(enhance::run(&arguments)),
         Command::Lora(command) => finish(lora::run(&command)),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
+        Command::Bench(arguments) => finish(bench::run(&arguments)),
     }
 }
 
@@ -44,25 +52,6 @@ fn print_error(error: &Error) {
     if let Some(remedy) = error.remedy() {
         eprintln!("hint: {remedy}");
     }
-}
-
-/// Makes the device that was asked for the one that computes. A device named and not there is an error.
-fn choose_device(choice: DeviceChoice) -> ltx::Result<mlx::device::Device> {
-    use mlx::device::{Device, gpu_available, set};
-    let device = match choice {
-        DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Auto if gpu_available() => Device::Gpu,
-        DeviceChoice::Auto => Device::Cpu,
-        DeviceChoice::Gpu if gpu_available() => Device::Gpu,
-        DeviceChoice::Gpu => {
-            return Err(Error::machine(
-                "--device gpu: this build of MLX found no GPU",
-                "on Linux build with `--features cuda` and install the NVIDIA driver, or use --device cpu",
-            ));
-        }
-    };
-    set(device)?;
-    Ok(device)
 }
 
 fn dtype(choice: DtypeChoice) -> mlx::Dtype {

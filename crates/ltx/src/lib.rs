@@ -5,6 +5,7 @@
 //! environment variable and never exits. `ARCHITECTURE.md` at the root of the repository is the map.
 
 pub mod audio_vae;
+pub mod bench;
 pub mod checkpoint;
 pub mod diffusion;
 pub mod dit;

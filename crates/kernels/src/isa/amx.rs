@@ -176,6 +176,32 @@ impl Amx {
     }
 }
 
+impl Amx {
+    /// Multiplications and additions in a round of [`Self::spin`]: four products of 16 × 32 by 32 × 16.
+    pub(crate) const ROUND: usize = 4 * 2 * TILE * TILE * 2 * TILE;
+
+    /// Products of tiles that hold zeros, for measuring what is possible; at least one round.
+    pub(crate) fn spin(self, rounds: usize) {
+        configure(2 * TILE);
+        // SAFETY: the instructions exist, and no memory is touched. Tiles hold nothing before and after.
+        unsafe {
+            asm!(
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                "tilerelease",
+                rounds = inout(reg) rounds.max(1) => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nomem, nostack),
+            );
+        }
+    }
+}
+
 /// Tiles 0 to 3: c, two by two; 4 and 5: rows of a, one below the other; 6 and 7: words of b, side by side.
 fn configure(height: usize) {
     #[repr(C, align(64))]

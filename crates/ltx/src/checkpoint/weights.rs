@@ -7,6 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use half::bf16;
 use mlx::{Array, Dtype};
 
 use super::File;
@@ -32,13 +33,15 @@ pub struct Weights {
     fusion: Option<Arc<Fusion>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Source {
     files: Vec<Arc<File>>,
     /// Key prefix in the files that paths here leave out.
     root: String,
     /// Path → index of its file.
     tensors: BTreeMap<String, usize>,
+    /// Whether every tensor that is asked for is there, with random values.
+    random: bool,
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -57,13 +60,20 @@ impl Weights {
             .filter_map(|path| Some((place(&path)?, path)))
             .map(|(file, path)| (path, file))
             .collect();
-        let source = Source { files, root: root.into(), tensors, read: RefCell::default() };
+        let source = Source { files, root: root.into(), tensors, random: false, read: RefCell::default() };
         Self { source: Rc::new(source), path: String::new(), dtype, fusion: None }
     }
 
     /// The same place, its tensors changed by LoRAs.
     pub fn fused(self, fusion: Option<Arc<Fusion>>) -> Self {
         Self { fusion, ..self }
+    }
+
+    /// Whatever tensors are asked for, in whatever shape, with random values that are bf16 in "the file": for measuring how
+    /// fast a network is without its weights. [`Self::has`] and [`Self::shape`] know of none.
+    pub(crate) fn random(dtype: Dtype) -> Self {
+        let source = Source { random: true, ..Source::default() };
+        Self { source: Rc::new(source), path: String::new(), dtype, fusion: None }
     }
 
     /// The place `path` below this one.
@@ -112,6 +122,9 @@ impl Weights {
     /// are used.
     pub fn tensor_as_stored(&self, name: &str, shape: &[i32]) -> Result<Array> {
         let path = self.join(name);
+        if self.source.random {
+            return Ok(random(shape)?);
+        }
         let Some(&file) = self.source.tensors.get(&path) else {
             return Err(self.error(name, "is missing", "the file is of another generation than its configuration says, or damaged: download it again"));
         };
@@ -160,4 +173,20 @@ impl Weights {
             "use the official file for this version, or pass --allow-unread to go on without these tensors",
         ))
     }
+}
+
+/// Even between −a and a, with a so chosen that a layer's outputs are about as large as its inputs: √(3 / inputs).
+fn random(shape: &[i32]) -> mlx::Result<Array> {
+    let size: usize = shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).product();
+    let inputs: f32 = shape.iter().skip(1).map(|&size| size as f32).product();
+    let scale = (3.0 / inputs.max(3.0)).sqrt();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ size as u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bf16::from_f32(((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale)
+    };
+    let values: Arc<Vec<bf16>> = Arc::new((0..size).map(|_| next()).collect());
+    Array::borrowed(values, |values| bytemuck::cast_slice(values), shape, Dtype::Bf16)
 }

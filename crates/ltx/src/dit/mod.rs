@@ -17,7 +17,7 @@ pub(crate) use attention::{Attention, Keep, Shape as AttentionShape};
 pub use config::{Config, StreamConfig, TextModulation};
 pub use port::Prepared;
 pub use rope::{Frequencies, Rope};
-pub(crate) use stream::FeedForward;
+pub(crate) use stream::{FeedForward, Flow};
 
 use block::{Block, Kept};
 use port::Port;
@@ -133,13 +133,9 @@ impl Dit {
     ) -> Result<(Option<Array>, Option<Array>)> {
         let samples = video.or(audio).map_or(0, |input| input.latent.shape().first().copied().unwrap_or(0));
         self.check(perturbations, samples)?;
-        let enter = |port: &Port, own: &Input<'a>, other: Option<&Input<'a>>| {
-            port.enter(own, other.unwrap_or(own).sigma)
-        };
-        let mut video_flow = video.map(|video| enter(&self.video, video, audio)).transpose()?;
-        let mut audio_flow = audio.map(|audio| enter(&self.audio, audio, video)).transpose()?;
-        for (index, block) in self.blocks.iter().enumerate() {
-            block.forward(video_flow.as_mut(), audio_flow.as_mut(), &self.kept(perturbations, index)?)?;
+        let [mut video_flow, mut audio_flow] = self.enter(video, audio)?;
+        for index in 0..self.blocks.len() {
+            self.block(index, [&mut video_flow, &mut audio_flow], perturbations)?;
             for (name, flow) in [("video", &video_flow), ("audio", &audio_flow)] {
                 if let Some(flow) = flow {
                     trace.record(|| format!("block.{index}.{name}"), || Ok(flow.x.clone()))?;
@@ -150,6 +146,30 @@ impl Dit {
         let audio = audio_flow.map(|flow| self.audio.leave(&flow)).transpose()?;
         mlx::eval([&video, &audio].into_iter().flatten())?;
         Ok((video, audio))
+    }
+
+    /// The video and the audio that are given, ready for the first block.
+    pub(crate) fn enter<'a>(
+        &self,
+        video: Option<&Input<'a>>,
+        audio: Option<&Input<'a>>,
+    ) -> Result<[Option<Flow<'a>>; 2]> {
+        let enter = |port: &Port, own: &Input<'a>, other: Option<&Input<'a>>| {
+            port.enter(own, other.unwrap_or(own).sigma)
+        };
+        let video_flow = video.map(|video| enter(&self.video, video, audio)).transpose()?;
+        Ok([video_flow, audio.map(|audio| enter(&self.audio, audio, video)).transpose()?])
+    }
+
+    /// Moves video and audio through block `index`, and computes them.
+    pub(crate) fn block(
+        &self,
+        index: usize,
+        [video, audio]: [&mut Option<Flow>; 2],
+        perturbations: &[Perturbation],
+    ) -> Result<()> {
+        let kept = self.kept(perturbations, index)?;
+        Ok(self.blocks[index].forward(video.as_mut(), audio.as_mut(), &kept)?)
     }
 
     fn kept(&self, perturbations: &[Perturbation], block: usize) -> mlx::Result<Kept> {

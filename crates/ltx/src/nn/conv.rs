@@ -2,7 +2,7 @@
 
 use mlx::Array;
 
-use super::{Bias, cpu};
+use super::{Bias, count, cpu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -34,6 +34,10 @@ impl Conv {
         self.forward_onto(x, settings, None, None)
     }
 
+    fn count(&self, y: &Array) {
+        count(y.size(), self.weight.size() / self.weight.dim(0).max(1) as usize);
+    }
+
     /// The same, added to `onto` (batch, spatial.., out). Where `continued`, the ends of the first spatial axis are repeated
     /// so many times before and after, and `settings` pads the others alone.
     pub fn forward_onto(
@@ -44,12 +48,13 @@ impl Conv {
         onto: Option<&Array>,
     ) -> mlx::Result<Array> {
         if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, continued, onto) {
-            return y;
+            return y.inspect(|y| self.count(y));
         }
         let mut y = match continued {
             Some([before, after]) => x.pad_edge(1, before, after)?.conv(&self.weight, settings)?,
             None => x.conv(&self.weight, settings)?,
         };
+        self.count(&y);
         if let Some(bias) = &self.bias {
             y = y.add(bias)?;
         }
@@ -114,7 +119,9 @@ impl TransposedConv {
 /// + 1, channels).
 pub fn depthwise(x: &Array, weight: &Array, stride: i32) -> mlx::Result<Array> {
     let settings = mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() };
-    cpu::conv(x, weight, None, &settings, None, None).unwrap_or_else(|| x.conv(weight, &settings))
+    let y = cpu::conv(x, weight, None, &settings, None, None).unwrap_or_else(|| x.conv(weight, &settings))?;
+    count(y.size(), weight.dim(1) as usize);
+    Ok(y)
 }
 
 #[cfg(test)]

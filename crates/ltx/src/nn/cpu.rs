@@ -22,9 +22,14 @@ pub fn set_enabled(enabled: bool) {
     OFF.store(!enabled, Ordering::Relaxed);
 }
 
+/// What [`set_enabled`] says.
+pub fn enabled() -> bool {
+    !OFF.load(Ordering::Relaxed)
+}
+
 /// Whether kernels compute what is built from now on: they are on, and the CPU is MLX's device.
 pub fn active() -> bool {
-    !OFF.load(Ordering::Relaxed) && mlx::device::current() == Device::Cpu
+    enabled() && mlx::device::current() == Device::Cpu
 }
 
 /// The instruction set that kernels use: the best of this processor, unless [`set_isa`] chose another.

@@ -3,7 +3,7 @@
 use kernels::Activation;
 use mlx::Array;
 
-use super::{cpu, gelu_tanh, leaky_relu, silu};
+use super::{count, cpu, gelu_tanh, leaky_relu, silu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -57,6 +57,7 @@ impl Linear {
 
     /// activation(x · weightᵀ + bias): (.., in) → (.., out)
     pub fn activated(&self, x: &Array, activation: Activation) -> mlx::Result<Array> {
+        count(x.size(), self.outputs() as usize);
         if let Some(y) = cpu::linear(x, &self.weight, self.bias.as_ref(), activation, None) {
             return y;
         }
@@ -74,13 +75,14 @@ impl Linear {
 
     /// onto.x + onto.gate · (x · weightᵀ + bias): (batch, tokens, in) → (batch, tokens, out)
     pub fn onto(&self, onto: Onto, x: &Array) -> mlx::Result<Array> {
-        let fused = cpu::linear(x, &self.weight, self.bias.as_ref(), Activation::None, Some(onto));
-        fused.unwrap_or_else(|| {
-            let y = self.forward(x)?;
-            onto.x.add(match onto.gate {
-                Some(gate) => y.multiply(gate)?,
-                None => y,
-            })
+        if let Some(y) = cpu::linear(x, &self.weight, self.bias.as_ref(), Activation::None, Some(onto)) {
+            count(x.size(), self.outputs() as usize);
+            return y;
+        }
+        let y = self.forward(x)?;
+        onto.x.add(match onto.gate {
+            Some(gate) => y.multiply(gate)?,
+            None => y,
         })
     }
 }

@@ -15,7 +15,23 @@ pub use rows::{
     rotated_rms_norm, silu, silu_of_rms_norm, snake,
 };
 
+use std::cell::Cell;
+
 use mlx::{Array, Dtype, Result};
+
+thread_local! {
+    static OPERATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Multiplications and additions in the linear layers, convolutions and attentions that this thread has asked for so far.
+pub(crate) fn operations() -> u64 {
+    OPERATIONS.get()
+}
+
+/// Counts `results`, each a sum of `terms` products.
+fn count(results: usize, terms: usize) {
+    OPERATIONS.set(OPERATIONS.get().wrapping_add(2 * (results as u64).wrapping_mul(terms as u64)));
+}
 
 /// Group norm over the last axis' channels in `groups` and every axis but the first, in f32: each group of a batch element
 /// is brought to mean 0 and variance 1, then times `weight` plus `bias` (channels).
@@ -32,6 +48,10 @@ pub fn group_norm(x: &Array, groups: i32, weight: &Array, bias: &Array, eps: f32
 /// groups of query heads may share a key head. `mask` broadcasts to (batch, heads, q tokens, k tokens): numbers are added,
 /// bools choose.
 pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Array>) -> Result<Array> {
+    if let (&[_, _, heads, head_dim], &[_, keys, ..], &[.., value_dim]) = (q.shape(), k.shape(), v.shape()) {
+        let scores = q.size() / (heads * head_dim).max(1) as usize * (heads * keys) as usize;
+        count(scores, (head_dim + value_dim) as usize);
+    }
     if let Some(attended) = cpu::attention([q, k, v], scale, mask) {
         return attended;
     }

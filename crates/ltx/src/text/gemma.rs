@@ -10,7 +10,7 @@ use mlx::{Array, Dtype};
 use super::GemmaFolder;
 use crate::checkpoint::{Config, Weights};
 use crate::dit::Rope;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::{self, Activation, Bias, Linear};
 
 /// How the layers of one kind attend.
@@ -184,7 +184,12 @@ impl Norm {
 impl Gemma {
     /// Reads the weights of `folder` (of [`GemmaFolder::weights`]).
     pub fn load(weights: &Weights, folder: &GemmaFolder) -> Result<Self> {
-        let settings = Settings::new(&folder.config()?)?;
+        Self::configured(weights, &folder.config()?)
+    }
+
+    /// The same with the language model's configuration.
+    pub(crate) fn configured(weights: &Weights, config: &Config) -> Result<Self> {
+        let settings = Settings::new(config)?;
         let rows = weights.shape("embed_tokens.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
         Ok(Self {
             embedding: weights.tensor_as_stored("embed_tokens.weight", &[rows, settings.hidden])?,
@@ -247,6 +252,16 @@ impl Gemma {
             }
         }
         Ok(states)
+    }
+}
+
+impl Gemma {
+    /// What layer `index` makes of hidden states (1, tokens, hidden), by itself.
+    pub(crate) fn layer(&self, index: usize, x: &Array) -> Result<Array> {
+        let layer = self.layers.get(index).zip(self.settings.spans.get(index));
+        let missing = || Error::request(format!("Gemma has no layer {index}"), "count from 0");
+        let (layer, span) = layer.ok_or_else(missing)?;
+        layer.forward(x, span, &self.settings, &mut Kept::default())
     }
 }
 

@@ -8,13 +8,13 @@ use crate::nn::{Bias, Conv};
 
 /// What stands beyond the picture's border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Padding {
+pub(crate) enum Padding {
     Zeros,
     Reflect,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct CausalConv {
+pub(crate) struct CausalConv {
     conv: Conv,
     padding: Padding,
     stride: [i32; 3],

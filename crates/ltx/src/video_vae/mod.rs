@@ -22,6 +22,7 @@ pub use encoder::Encoder;
 pub use statistics::Statistics;
 pub use tiling::Tiling;
 
+pub(crate) use conv::{CausalConv, Padding};
 pub(crate) use resample::depth_to_space;
 
 use mlx::{Array, Dtype};

@@ -1,0 +1,220 @@
+//! The works: what each one is, and how it is set up.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use mlx::device::Device;
+use mlx::{Array, Dtype};
+use serde_json::{Value, json};
+
+use super::{Measured, Rate, Timer};
+use crate::audio_vae::AudioDecoder;
+use crate::checkpoint::{Config, Weights};
+use crate::diffusion::patchify::{audio_positions, video_positions};
+use crate::dit::{Conditions, Dit, Input};
+use crate::error::{Error, Result};
+use crate::nn::{self, Bias, Linear};
+use crate::noise::Noise;
+use crate::shape::{AudioShape, Modality, VideoShape};
+use crate::text::{Gemma, MAX_TOKENS};
+use crate::trace::Trace;
+use crate::upsampler::Upsampler;
+use crate::video_vae::{CausalConv, ConvDecoder, Padding};
+use crate::vocoder::Vocoder;
+
+/// Something to measure.
+pub struct Work {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub what: &'static str,
+    pub(super) measure: fn(&Timer) -> Result<Measured>,
+}
+
+const fn work(name: &'static str, what: &'static str, measure: fn(&Timer) -> Result<Measured>) -> Work {
+    Work { name, what, measure }
+}
+
+/// All works.
+pub const WORKS: &[Work] = &[
+    work("peak", "products on registers alone: the limit of arithmetic", peak),
+    work("memory", "reading 256 MiB: the limit of small products", memory),
+    work("linear-m1-n4096", "linear layer, 1 row, 4096 → 4096", |timer| linear(timer, 1, 4096)),
+    work("linear-m1-n16384", "linear layer, 1 row, 4096 → 16384", |timer| linear(timer, 1, 16384)),
+    work("linear-m256-n4096", "linear layer, 256 rows, 4096 → 4096", |timer| linear(timer, 256, 4096)),
+    work("linear-m256-n16384", "linear layer, 256 rows, 4096 → 16384", |timer| linear(timer, 256, 16384)),
+    work("linear-m1024-n4096", "linear layer, 1024 rows, 4096 → 4096", |timer| linear(timer, 1024, 4096)),
+    work("linear-m1024-n16384", "linear layer, 1024 rows, 4096 → 16384", |timer| {
+        linear(timer, 1024, 16384)
+    }),
+    work("attention-1024", "attention, 32 heads of 128, 1024 tokens", |timer| attention(timer, 1024, 128)),
+    work("attention-1024-d64", "attention, 32 heads of 64, 1024 tokens", |timer| attention(timer, 1024, 64)),
+    work("attention-4096", "attention, 32 heads of 128, 4096 tokens", |timer| attention(timer, 4096, 128)),
+    work("conv3d-512", "video VAE's 3x3x3 convolution, 512 → 512 on 5x32x32", conv3d),
+    work("dit-block-1024", "transformer block, video and audio, 1024 video tokens", dit_block),
+    work("gemma-layer", "layer of the text encoder (Gemma 3 12B), 128 tokens", gemma_layer),
+    work("upsample", "spatial upsampler x2, latent of a 256x256x9 clip", upsample),
+    work("video-decode-128x128x17", "video decoder, 17 frames of 128x128", video_decode),
+    work("audio-decode", "audio decoder, 1 s", audio_decode),
+    work("vocoder-1s", "vocoder with bandwidth extension, 1 s", vocoder),
+];
+
+/// The work called `name`.
+pub fn find(name: &str) -> Option<&'static Work> {
+    WORKS.iter().find(|work| work.name == name)
+}
+
+const HIDDEN: i32 = 4096;
+const HEADS: i32 = 32;
+
+/// The configuration of the full-size 2.3.
+fn config(change: impl FnOnce(&mut Value)) -> Result<Config> {
+    let name = "ltx-2.3-22b.json";
+    let mut value = serde_json::from_str(include_str!("../../../../fixtures/configs/ltx-2.3-22b.json"))
+        .map_err(|error| Error::file(name, "", error.to_string(), "this is a fault of the program"))?;
+    change(&mut value);
+    Ok(Config::new(Path::new(name), value))
+}
+
+fn random(shape: &[i32], dtype: Dtype) -> Result<Array> {
+    let array = Noise::new(0).normal(shape)?.astype(dtype)?;
+    array.eval()?;
+    Ok(array)
+}
+
+fn linear(timer: &Timer, rows: i32, outputs: i32) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let layer = Linear::load(&Weights::random(dtype), HIDDEN, outputs, Bias::Yes)?;
+    let x = random(&[1, rows, HIDDEN], dtype)?;
+    timer.time(dtype, String::new(), || Ok(layer.forward(&x)?.eval()?))
+}
+
+fn attention(timer: &Timer, tokens: i32, head_dim: i32) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let draw = || random(&[1, tokens, HEADS, head_dim], dtype);
+    let (q, k, v, scale) = (draw()?, draw()?, draw()?, (head_dim as f32).sqrt().recip());
+    timer.time(dtype, String::new(), || Ok(nn::attention(&q, &k, &v, scale, None)?.eval()?))
+}
+
+fn conv3d(timer: &Timer) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let conv = CausalConv::load(&Weights::random(dtype), 512, 512, [1, 1, 1], Padding::Zeros)?;
+    let x = random(&[1, 5, 32, 32, 512], dtype)?;
+    timer.time(dtype, String::new(), || Ok(conv.forward(&x, false)?.eval()?))
+}
+
+fn dit_block(timer: &Timer) -> Result<Measured> {
+    const RATE: f64 = 24.0;
+    let dtype = timer.settings.dtype;
+    let config = config(|config| config["transformer"]["num_layers"] = json!(1))?;
+    let dit = Dit::load(&Weights::random(dtype), &config)?;
+    let clip = VideoShape { frames: 25, height: 512, width: 512 };
+    let (video, audio) = (clip.latent(), AudioShape::of_video(clip.frames, RATE)?);
+    let (tokens, text) = ([video.tokens() as i32, audio.frames as i32], MAX_TOKENS as i32);
+    let positions = [video_positions(video, RATE)?, audio_positions(audio.frames)?];
+    let sigma = mlx::full(&[1], 0.7, Dtype::F32)?;
+    let mut given = Vec::new();
+    for ((modality, tokens), positions) in
+        [Modality::Video, Modality::Audio].into_iter().zip(tokens).zip(&positions)
+    {
+        let context = random(&[1, text, if modality == Modality::Video { 4096 } else { 2048 }], dtype)?;
+        let conditions =
+            Conditions { positions, context: &context, attention_mask: None, keyframes_mask: None };
+        let timesteps = mlx::full(&[1, tokens], 0.7, Dtype::F32)?;
+        given.push((random(&[1, tokens, 128], Dtype::F32)?, timesteps, dit.prepare(modality, &conditions)?));
+    }
+    let inputs: Vec<Input> = given
+        .iter()
+        .map(|(latent, timesteps, prepared)| Input { latent, timesteps, sigma: &sigma, prepared })
+        .collect();
+    let [mut video, mut audio] = dit.enter(inputs.first(), inputs.get(1))?;
+    let start: Vec<Array> = [&video, &audio].into_iter().flatten().map(|flow| flow.x.clone()).collect();
+    mlx::eval(&start)?;
+    let detail = format!("{} video, {} audio, {text} text tokens", tokens[0], tokens[1]);
+    timer.time(dtype, detail, || {
+        for (flow, x) in [&mut video, &mut audio].into_iter().flatten().zip(&start) {
+            flow.x = x.clone();
+        }
+        dit.block(0, [&mut video, &mut audio], &[])
+    })
+}
+
+fn gemma_layer(timer: &Timer) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let config = json!({
+        "hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 1, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 1024,
+    });
+    let gemma = Gemma::configured(&Weights::random(dtype), &Config::new(Path::new("config.json"), config))?;
+    let x = random(&[1, 128, 3840], dtype)?;
+    timer.time(dtype, String::new(), || Ok(gemma.layer(0, &x)?.eval()?))
+}
+
+fn upsample(timer: &Timer) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let config = json!({
+        "in_channels": 128, "mid_channels": 1024, "num_blocks_per_stage": 4, "dims": 3,
+        "spatial_upsample": true, "temporal_upsample": false, "rational_resampler": false,
+    });
+    let upsampler = Upsampler::load(&Weights::random(dtype), &Config::new(Path::new("upsampler"), config))?;
+    let latent = random(&[1, 128, 2, 8, 8], dtype)?;
+    timer.time(dtype, String::new(), || upsampler.forward(&latent).map(drop))
+}
+
+fn video_decode(timer: &Timer) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let decoder = ConvDecoder::load(&Weights::random(dtype), &config(|_| ())?)?;
+    let shape = VideoShape { frames: 17, height: 128, width: 128 }.latent();
+    let latent = random(&[1, 128, shape.frames as i32, shape.height as i32, shape.width as i32], Dtype::F32)?;
+    let mut noise = Noise::new(1);
+    timer.time(dtype, String::new(), || {
+        let pixels = decoder.forward(&latent, &mut |shape| Ok(noise.normal(shape)?), &mut Trace::off())?;
+        Ok(pixels.eval()?)
+    })
+}
+
+fn audio_decode(timer: &Timer) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let decoder = AudioDecoder::load(&Weights::random(dtype), &config(|_| ())?)?;
+    let latent = random(&[1, 8, 25, 16], Dtype::F32)?;
+    timer.time(dtype, "25 latent frames".into(), || Ok(decoder.forward(&latent)?.eval()?))
+}
+
+/// In f32 whatever the dtype of the others: it always is.
+fn vocoder(timer: &Timer) -> Result<Measured> {
+    let vocoder = Vocoder::load(&Weights::random(Dtype::F32), &config(|_| ())?)?;
+    let mel = random(&[1, 2, 100, 64], Dtype::F32)?;
+    timer
+        .time(Dtype::F32, "100 mel frames".into(), || Ok(vocoder.forward(&mel, &mut Trace::off())?.eval()?))
+}
+
+fn peak(timer: &Timer) -> Result<Measured> {
+    if mlx::device::current() == Device::Gpu {
+        return Err(Error::machine("`peak` is measured on the CPU only", "add --device cpu"));
+    }
+    let dtype = timer.settings.dtype;
+    let mut rates = Vec::new();
+    let measured = timer.repeat(|| {
+        rates.push(kernels::measure::peak(dtype == Dtype::Bf16));
+        Ok(())
+    })?;
+    let rate = rates.into_iter().fold(0.0, f64::max);
+    Ok(Measured { rate: Some(Rate::Operations(rate)), peak_share: Some(1.0), dtype: Some(dtype), ..measured })
+}
+
+fn memory(timer: &Timer) -> Result<Measured> {
+    const VALUES: usize = 64 << 20;
+    let values = Arc::new(vec![1.0f32; VALUES]);
+    let measured = if mlx::device::current() == Device::Gpu {
+        let array =
+            Array::borrowed(values, |values| bytemuck::cast_slice(values), &[VALUES as i32], Dtype::F32)?;
+        timer.repeat(|| Ok(array.sum(&[0], false)?.eval()?))?
+    } else {
+        timer.repeat(|| {
+            kernels::measure::read(&values);
+            Ok(())
+        })?
+    };
+    let rate = (4 * VALUES) as f64 / measured.median();
+    Ok(Measured { rate: Some(Rate::Bytes(rate)), ..measured })
+}
