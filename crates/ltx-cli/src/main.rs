@@ -5,6 +5,7 @@
 mod args;
 mod devices;
 mod generate;
+mod images;
 mod inspect;
 mod lora;
 mod terminal;

@@ -6,6 +6,7 @@
 mod clip;
 mod conditioning;
 mod generation;
+mod images;
 mod plan;
 mod prompted;
 mod recipe;
@@ -17,5 +18,6 @@ pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
 pub use generation::{Generation, Kind};
+pub use images::{ImageCondition, ImageSource};
 pub use plan::Plan;
 pub use request::{GuidanceOverride, Recipe, Request, UnreadPolicy};

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::clip::check_finite;
 use super::conditioning::{AUDIO_BINS, EmbeddingFile, NoiseSource, Shapes, Text, Widths};
+use super::images::{Condition, Images};
 use super::recipe::{Circumstances, Steps, with_loras};
 use super::stage::Stage;
 use super::{Clip, Frames, Generation, Kind, Latents, Recipe, Request, UnreadPolicy};
@@ -22,7 +23,7 @@ use crate::shape::{AudioShape, VideoShape};
 use crate::text::{Connectors, Gemma, GemmaFolder, MAX_TOKENS, Projection};
 use crate::trace::Trace;
 use crate::upsampler::Upsampler;
-use crate::video_vae::{ConvDecoder, Statistics, Tiling};
+use crate::video_vae::{ConvDecoder, Encoder, Statistics, Tiling};
 use crate::vocoder::Vocoder;
 
 /// Lightricks' default negative prompt, word for word: the models' guidance was tuned with it.
@@ -40,6 +41,7 @@ pub struct Plan<'a> {
     transformer: dit::Config,
     steps: Vec<Steps>,
     prompts: Prompts,
+    images: Images,
     notes: Vec<String>,
 }
 
@@ -96,9 +98,28 @@ impl<'a> Plan<'a> {
         let negative =
             steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
         let prompts = prompts(request, &transformer, negative)?;
-        let plan =
-            Self { request, checkpoint, upsampler, recipe, video, audio, transformer, steps, prompts, notes };
+        let mut plan = Self {
+            request,
+            checkpoint,
+            upsampler,
+            recipe,
+            video,
+            audio,
+            transformer,
+            steps,
+            prompts,
+            images: Images::default(),
+            notes,
+        };
         plan.check_channels(&config)?;
+        let stages = plan.stages();
+        plan.images = Images::prepare(
+            &request.images,
+            &stages,
+            generation.image_crf,
+            recipe.guides_only(),
+            &mut plan.notes,
+        )?;
         let noise = NoiseSource::new(request.noise.as_deref(), request.seed)?;
         for stage in plan.stages() {
             noise.check(&stage)?;
@@ -117,6 +138,9 @@ impl<'a> Plan<'a> {
             self.finish(&weights, "text encoder", Unread::Refuse, silent)?;
             self.load(Component::Projection, silent, Projection::load)?;
             self.load(Component::Connector, silent, Connectors::load)?;
+        }
+        if !self.images.is_empty() {
+            self.load(Component::VideoEncoder, silent, Encoder::load)?;
         }
         for model in self.steps.iter().filter_map(|steps| steps.model.as_ref()) {
             self.load_from(model, Component::Dit, silent, Dit::load)?;
@@ -149,6 +173,7 @@ impl<'a> Plan<'a> {
         settings["recipe"] = json!(self.recipe.name());
         settings["model_version"] = json!(self.checkpoint.version());
         settings["height"] = json!(self.video.height);
+        settings["images"] = self.images.settings();
         let Some(first) = self.steps.first() else { return settings };
         settings["steps"] = json!(first.sigmas.len().saturating_sub(1));
         settings["sampler"] = json!(first.sampler.name());
@@ -173,7 +198,10 @@ impl<'a> Plan<'a> {
         }
         let text = self.text(progress)?;
         let mut noise = NoiseSource::new(self.request.noise.as_deref(), self.request.seed)?;
-        let latents = self.denoise(&text, &mut noise, progress)?;
+        let images = self.images.encode(&self.stages(), progress, |progress| {
+            self.load(Component::VideoEncoder, progress, Encoder::load)
+        })?;
+        let latents = self.denoise(&text, &images, &mut noise, progress)?;
         drop(text);
         let audio = self.decode_audio(&latents, progress)?;
         let frames = self.decode_video(&latents.video, noise, progress)?;
@@ -203,11 +231,18 @@ impl<'a> Plan<'a> {
         Ok(Text { positive, negative: contexts.next() })
     }
 
-    fn denoise(&self, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
+    /// `images`: those of each stage.
+    fn denoise(
+        &self,
+        text: &Text,
+        images: &[Vec<Condition>],
+        noise: &mut NoiseSource,
+        progress: &mut dyn Progress,
+    ) -> Result<Latents> {
         let mut done: Option<Latents> = None;
         let mut sound = None;
         let mut dit = None;
-        for (steps, shapes) in self.steps.iter().zip(self.stages()) {
+        for ((steps, shapes), images) in self.steps.iter().zip(self.stages()).zip(images) {
             if steps.model.is_some() {
                 drop(dit.take()); // One transformer at a time, and none beside the upsampler.
             }
@@ -229,6 +264,7 @@ impl<'a> Plan<'a> {
                 guidance: steps.guidance.clone(),
                 seed: self.request.seed,
                 from: done.as_ref(),
+                images,
             };
             let latents = stage.run(dit, text, noise, progress)?;
             sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));
@@ -309,6 +345,7 @@ impl<'a> Plan<'a> {
             video_channels: self.transformer.video.in_channels,
             audio: self.audio,
             audio_channels: self.transformer.audio.in_channels,
+            keyframes: self.images.guides(),
             second,
         };
         match self.recipe {
