@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::images::Images;
+
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
 #[command(name = "ltx", version, max_term_width = 100, arg_required_else_help = true)]
@@ -78,7 +80,10 @@ pub enum RecipeChoice {
     /// Guided at half size, upsample, refine with the distilled LoRA; for dev models
     #[value(aliases = ["two_stage", "two-stages", "dev-two-stage"])]
     TwoStage,
-    /// The same with a sampler of second order in fewer steps
+    /// Between given pictures: two-stage (or distilled, on a distilled model) where every --image guides
+    #[value(aliases = ["keyframe", "keyframe-interpolation", "keyframe_interpolation"])]
+    Keyframes,
+    /// Two-stage with a sampler of second order in fewer steps
     #[value(aliases = ["two_stage_hq", "two-stages-hq", "dev-two-stage-hq"])]
     TwoStageHq,
 }
@@ -120,6 +125,9 @@ pub struct Generate {
     /// Latent upsampler x2, for two-stage recipes
     #[arg(long, value_name = "FILE", aliases = ["spatial-upsampler-path", "upsampler"])]
     pub spatial_upsampler: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub images: Images,
 
     /// Height in pixels, a multiple of 32 (64 for two stages) [default: 480, or 512 for two stages]
     #[arg(short = 'H', long, value_name = "PIXELS")]

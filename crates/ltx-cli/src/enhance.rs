@@ -44,7 +44,8 @@ pub fn replace_prompt(request: &mut Request, terminal: &mut Terminal) -> Result<
     };
     let sampling = Sampling::enhancement(request.seed);
     let folder = GemmaFolder::open(gemma)?;
-    let text = enhance(&folder, request.dtype, prompt, Scene::Text, &sampling, terminal)?;
+    let scene = if request.images.is_empty() { Scene::Text } else { Scene::Image };
+    let text = enhance(&folder, request.dtype, prompt, scene, &sampling, terminal)?;
     eprintln!("prompt: {text}");
     request.prompt = Some(text);
     Ok(())

@@ -141,10 +141,12 @@ fn request(arguments: &Generate) -> Result<Request> {
             strengths.distilled_lora_strength_stage_1,
             strengths.distilled_lora_strength_stage_2.or(strength),
         ],
+        images: arguments.images.0.clone(),
         recipe: arguments.recipe.map(|recipe| match recipe {
             RecipeChoice::Distilled => Recipe::Distilled,
             RecipeChoice::OneStage => Recipe::OneStage,
             RecipeChoice::TwoStage => Recipe::TwoStage,
+            RecipeChoice::Keyframes => Recipe::Keyframes,
             RecipeChoice::TwoStageHq => Recipe::TwoStageHq,
         }),
         sampler: arguments.sampler.map(sampler).transpose()?,

@@ -7,6 +7,7 @@ mod bench;
 mod devices;
 mod enhance;
 mod generate;
+mod images;
 mod inspect;
 mod lora;
 mod machine;

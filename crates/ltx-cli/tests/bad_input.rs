@@ -374,3 +374,42 @@ fn inspect_knows_what_it_sees() {
     assert!(succeed(ltx(&["inspect", &path("upsamplers")])).contains("latent upsampler"));
     assert_eq!(fail(ltx(&["inspect", "/nowhere"])).0, 1);
 }
+
+#[test]
+fn pictures_must_be_pictures_of_frames_that_there_are() {
+    let (gemma, picture) = (path("gemma3"), path("images/last.png"));
+    let base = ["a boat", "--gemma", &gemma, "--recipe", "one-stage", "--height", "64", "--width", "64"];
+    let check = |more: &[&str], code, words: &[&str]| {
+        refuse(&[&base[..], &["--frames", "9", "--stg-blocks", "1"], more].concat(), code, words);
+    };
+    check(&["--image", "/nowhere.png"], 1, &["/nowhere.png"]);
+    check(&["--image", &gemma], 1, &["is not a file", "hint:"]);
+    let text = path("gemma3/config.json");
+    check(&["--image", &text], 1, &["config.json", "PNG, JPEG or WebP"]);
+    check(&["--image", &picture, "9"], 2, &["frame 9", "0 to 8", "hint:"]);
+    check(&["--image", &picture, "-10"], 2, &["frame -10", "-1"]);
+    check(&["--image", &picture, "-9223372036854775808"], 2, &["hint:"]);
+    check(&["--image", &picture, "8", "--image", &picture, "-1"], 2, &["two pictures", "frame 8"]);
+    for strength in ["1.5", "-0.1", "NaN", "inf"] {
+        check(&["--image", &picture, "0", strength], 2, &["strength", "0", "1"]);
+    }
+    check(&["--image", &picture, "0", "1", "52"], 2, &["51"]);
+    check(&["--image", &picture, "0", "1", "-1"], 2, &["CRF"]);
+    check(&["--image", &picture, "half"], 2, &["half", "FRAME", "--prompt"]);
+    check(&["--image", &picture, "0", "1", "33", "9"], 2, &["9"]);
+    check(&["--image"], 2, &["--image"]);
+    // Of a clip that needs noise for a picture's own tokens, the file must have it.
+    let noise = path("goldens/2.3-e2e-image_to_video-noise.safetensors");
+    let distilled = path("upsamplers/2.3-spatial-x2.safetensors");
+    let two_stages =
+        ["a boat", "--gemma", &gemma, "--recipe", "distilled", "--spatial-upsampler", &distilled];
+    let sized =
+        ["--height", "64", "--width", "128", "--frames", "9", "--frame-rate", "25", "--noise", &noise];
+    let with = |more: &[&'static str]| [&two_stages[..], &sized, &["--image", &picture], more].concat();
+    refuse(&with(&["3"]), 1, &["video_keyframes", "shape"]);
+    let keyframes = ["a boat", "--gemma", &gemma, "--spatial-upsampler", &distilled, "--recipe", "keyframes"];
+    let lora = path("lora/2.3-distilled.safetensors");
+    let small =
+        ["--distilled-lora", &lora, "--height", "64", "--width", "64", "--frames", "9", "--stg-blocks", "1"];
+    refuse(&[&keyframes[..], &small].concat(), 2, &["keyframes", "--image"]);
+}

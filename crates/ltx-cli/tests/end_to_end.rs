@@ -10,7 +10,8 @@ use ltx::checkpoint::File;
 use ltx::verify::Golden;
 use program::{fixtures, frames, ltx, succeed};
 
-/// Runs `generation`'s e2e golden `case` in f32 and compares latents (1e-3 relative), frames (2/255) and length of sound.
+/// Runs `generation`'s e2e golden `case` in f32 and compares latents (1e-3 relative), and where the golden has them
+/// frames (2/255) and sound (1e-2 relative).
 fn check(generation: &str, case: &str) {
     let golden =
         Golden::open(&fixtures().join(format!("goldens/{generation}-e2e-{case}.safetensors"))).unwrap();
@@ -30,7 +31,9 @@ fn check(generation: &str, case: &str) {
         &setting("height"),
     ]);
     command.args(["--frames", &setting("frames"), "--frame-rate", &setting("fps")]);
-    command.arg("--noise").arg(beside("noise")).arg("--embedding").arg(beside("embedding"));
+    let embedding =
+        golden.setting("embedding").map_or_else(|| beside("embedding"), |name| fixtures().join(name));
+    command.arg("--noise").arg(beside("noise")).arg("--embedding").arg(embedding);
     command.arg("--save-latents").arg(&latents).arg("--output").arg(format!("{}/", pictures.display()));
     if let Some(upsampler) = golden.setting("upsampler") {
         command.arg("--spatial-upsampler").arg(fixtures().join(upsampler));
@@ -40,6 +43,12 @@ fn check(generation: &str, case: &str) {
     }
     if let Some((lora, strength)) = golden.setting("lora").and_then(|lora| lora.split_once(' ')) {
         command.arg("--lora").arg(fixtures().join(lora)).arg(strength);
+    }
+    let images: Vec<(String, usize, f32)> =
+        golden.setting("images").map_or_else(Vec::new, |images| serde_json::from_str(images).unwrap());
+    for (image, frame, strength) in images {
+        let [frame, strength] = [frame.to_string(), strength.to_string()];
+        command.arg("--image").arg(fixtures().join(image)).args([&frame, &strength, "0"]);
     }
     let options = [
         ("steps", "--steps"),
@@ -68,7 +77,8 @@ fn check(generation: &str, case: &str) {
         let error = relative(&a.to_f32().unwrap(), &b.to_f32().unwrap());
         assert!(error < 1e-3, "{generation} {case} {name}: relative error {error}");
     }
-    let pixels = golden.array("out.pixels").unwrap().transpose(&[0, 2, 3, 4, 1]).unwrap(); // (1, frames, height, width, rgb)
+    let Some(pixels) = golden.optional("out.pixels").unwrap() else { return };
+    let pixels = pixels.transpose(&[0, 2, 3, 4, 1]).unwrap(); // (1, frames, height, width, rgb)
     let expected = pixels.to_f32().unwrap();
     let ours: Vec<u8> = frames(&pictures).concat();
     assert_eq!(ours.len(), expected.len());
@@ -102,6 +112,16 @@ fn distilled_2_0() {
 #[test]
 fn distilled_2_3() {
     check("2.3", "distilled");
+}
+
+#[test]
+fn image_to_video_2_3() {
+    check("2.3", "image_to_video");
+}
+
+#[test]
+fn keyframes_2_3() {
+    check("2.3", "keyframes");
 }
 
 #[test]
@@ -210,6 +230,33 @@ fn an_enhanced_prompt_is_shown_and_makes_the_clip() {
         succeed(ltx(&["enhance", idea, "--gemma", &gemma, "--show-instructions", "--with-image"]))
             .contains("picture")
     );
+}
+
+#[test]
+fn a_picture_changes_the_clip_and_its_settings_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = fixtures().join("images/last.png").display().to_string();
+    let run = |name: &str, extra: &[&str]| {
+        let output = folder.path().join(name);
+        succeed(prompted(&output, extra));
+        let settings = ltx::media::read_settings(&output).unwrap();
+        (std::fs::read(&output).unwrap(), serde_json::from_str::<serde_json::Value>(&settings).unwrap())
+    };
+    let (without, settings) = run("1.mp4", &[]);
+    assert_eq!(settings["images"], serde_json::json!([]));
+    let (first, settings) = run("2.mp4", &["--image", &picture]);
+    let used = serde_json::json!({ "file": "last.png", "frame": 0, "strength": 1.0, "crf": 33 });
+    assert_eq!(settings["images"][0], used);
+    let (last, settings) = run("3.mp4", &["--image", &picture, "-1", "0.5", "20"]);
+    assert_eq!(
+        settings["images"][0],
+        serde_json::json!({ "file": "last.png", "frame": 8, "strength": 0.5, "crf": 20 })
+    );
+    let (uncompressed, _) = run("4.mp4", &["--image", &picture, "0", "1", "0"]);
+    let clips = [without, first, last, uncompressed];
+    for (index, clip) in clips.iter().enumerate() {
+        assert!(!clips[..index].contains(clip), "clip {index} is like one before");
+    }
 }
 
 #[test]

@@ -68,6 +68,8 @@ parity! {
     gemma: "gemma3" "gemma";
     mel: "any" "mel";
     schedule: "any" "schedule";
+    cover: "any" "cover";
+    conditioning: "any" "conditioning";
     connector_2_0: "2.0" "connector";
     connector_2_3: "2.3" "connector";
     dit_2_0: "2.0" "dit";

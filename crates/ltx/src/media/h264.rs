@@ -47,27 +47,7 @@ impl H264 {
 
     /// An encoder for even `width` and `height` that [it does not refuse](Self::refuses).
     pub fn new(width: u32, height: u32, rate: FrameRate) -> Result<Self, String> {
-        // Only the level is derived from this; the quantizer decides what is spent.
-        let bits = f64::from(width) * f64::from(height) * rate.fps() / 8.0;
-        let config = EncoderConfig::new()
-            .usage_type(UsageType::CameraVideoRealTime)
-            .profile(Profile::Main)
-            .complexity(Complexity::High)
-            // With one quantizer allowed, this mode uses it everywhere; the others would print a warning.
-            .rate_control_mode(RateControlMode::Bufferbased)
-            .bitrate(BitRate::from_bps(bits.clamp(100_000.0, 100_000_000.0) as u32))
-            .qp(QpRange::new(QUANTIZER, QUANTIZER))
-            .max_frame_rate(Hertz::from_hz(rate.fps() as f32))
-            .intra_frame_period(IntraFramePeriod::from_num_frames((rate.fps() * KEY_INTERVAL).round() as u32))
-            .sps_pps_strategy(SpsPpsStrategy::ConstantId)
-            .scene_change_detect(false)
-            .skip_frames(false)
-            .adaptive_quantization(false)
-            .background_detection(false)
-            .num_threads(1)
-            .vui(VuiConfig::bt709());
-        let encoder =
-            Encoder::with_api_config(OpenH264API::from_source(), config).map_err(|e| e.to_string())?;
+        let encoder = open(width, height, rate, QUANTIZER)?;
         Ok(Self { encoder, planes: Planes::new(width as usize, height as usize), parameters: None })
     }
 
@@ -105,4 +85,28 @@ impl H264 {
         }
         Ok(Coded { bytes, key })
     }
+}
+
+/// OpenH264's encoder with one `quantizer` (0 to 51) for every block, for even sizes.
+pub fn open(width: u32, height: u32, rate: FrameRate, quantizer: u8) -> Result<Encoder, String> {
+    // Only the level is derived from this; the quantizer decides what is spent.
+    let bits = f64::from(width) * f64::from(height) * rate.fps() / 8.0;
+    let config = EncoderConfig::new()
+        .usage_type(UsageType::CameraVideoRealTime)
+        .profile(Profile::Main)
+        .complexity(Complexity::High)
+        // With one quantizer allowed, this mode uses it everywhere; the others would print a warning.
+        .rate_control_mode(RateControlMode::Bufferbased)
+        .bitrate(BitRate::from_bps(bits.clamp(100_000.0, 100_000_000.0) as u32))
+        .qp(QpRange::new(quantizer, quantizer))
+        .max_frame_rate(Hertz::from_hz(rate.fps() as f32))
+        .intra_frame_period(IntraFramePeriod::from_num_frames((rate.fps() * KEY_INTERVAL).round() as u32))
+        .sps_pps_strategy(SpsPpsStrategy::ConstantId)
+        .scene_change_detect(false)
+        .skip_frames(false)
+        .adaptive_quantization(false)
+        .background_detection(false)
+        .num_threads(1)
+        .vui(VuiConfig::bt709());
+    Encoder::with_api_config(OpenH264API::from_source(), config).map_err(|e| e.to_string())
 }

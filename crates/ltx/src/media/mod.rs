@@ -6,6 +6,9 @@
 //! the writer is dropped. The same frames, sound and settings give the same bytes. Every output carries the settings
 //! that made it, and [`read_settings`] reads them back.
 //!
+//! [`Picture`] reads the pictures that a clip is to show; [`Frame::cover`] and [`Frame::recompressed`] make of them what
+//! the models were trained with.
+//!
 //! Nothing here knows of tensors, models or prompts; the mp4 writer needs no program or library of the machine
 //! (`aac/`, `h264.rs`, `mp4.rs`), and `ffmpeg.rs` uses the user's ffmpeg only when asked to.
 
@@ -17,6 +20,10 @@ mod h264;
 mod image;
 mod mp4;
 mod output;
+mod picture;
+#[cfg(test)]
+mod picture_tests;
+mod recompress;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -26,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 pub use audio::read_wav;
 pub use frames::{Audio, Frame, FrameRate};
+pub use picture::Picture;
 pub use settings::read_settings;
 
 /// Who encodes an mp4.
@@ -158,6 +166,10 @@ pub enum Error {
     Write { path: PathBuf, source: io::Error },
     #[error("{}: cannot be read: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("{}: {what}", path.display())]
+    Picture { path: PathBuf, what: String },
+    #[error("a picture could not be compressed as H.264: {what}")]
+    Recompress { what: String },
     #[error("{width}x{height} cannot be encoded: {why}")]
     Size { width: u32, height: u32, why: &'static str },
     #[error("{fps} frames a second is no rate for a video")]
@@ -206,6 +218,8 @@ impl Error {
             Self::Create { .. } => "choose another place, or make its folder writable",
             Self::NotEmpty { .. } => "choose a new name, or empty it",
             Self::Write { .. } => "see whether the disk is full or was taken away",
+            Self::Picture { .. } => "give a PNG, JPEG or WebP file that other programs can show",
+            Self::Recompress { .. } => "turn it off with 0 as the image's CRF",
             Self::FrameRate { .. } => "give 1 to 240",
             Self::SampleRate { .. } => "use 16, 22.05, 24, 32, 44.1 or 48 kHz, or write a .wav",
             Self::SecondFrame { .. } => "end the path in .mp4, or in / for a folder of frames",

@@ -82,8 +82,9 @@ impl EmbeddingFile {
 pub enum NoiseSource {
     /// One stream of the seed, drawn as tokens: the video's, then the audio's, stage by stage.
     Seed(Box<Noise>),
-    /// A safetensors file with `video` (1, channels, frames, height, width) and `audio` (1, channels, frames, bins), and
-    /// for two stages `video_stage_2` and `audio_stage_2`. It may hold the noise of stochastic samplers too: see
+    /// A safetensors file with `video` (1, channels, frames, height, width) and `audio` (1, channels, frames, bins);
+    /// with pictures that join as tokens `video_keyframes` (1, channels, pictures, height, width); and for two stages
+    /// `video_stage_2`, `audio_stage_2` and `video_keyframes_stage_2`. It may hold the noise of stochastic samplers too: see
     /// [`NoiseSource::of_steps`].
     File(Box<File>),
 }
@@ -99,8 +100,7 @@ impl NoiseSource {
     /// An error unless a file has noise of the right shapes for a stage.
     pub fn check(&self, stage: &Shapes) -> Result<()> {
         let Self::File(file) = self else { return Ok(()) };
-        for modality in [Modality::Video, Modality::Audio] {
-            let (name, Some(shape)) = (stage.name(modality), stage.latent(modality)) else { continue };
+        for (name, shape) in stage.noise() {
             let remedy = "make the noise for this model, size and number of frames";
             let info =
                 file.info(&name).ok_or_else(|| Error::file(file.path(), &name, "is missing", remedy))?;
@@ -117,10 +117,14 @@ impl NoiseSource {
         match self {
             Self::Seed(noise) => Ok(noise.normal(shape)?),
             Self::File(file) => {
-                let latent = file.array(&stage.name(modality))?.astype(Dtype::F32)?;
+                let latent = |name: &str| Ok::<_, Error>(file.array(&stage.named(name))?.astype(Dtype::F32)?);
                 Ok(match modality {
-                    Modality::Video => video_tokens(&latent)?,
-                    Modality::Audio => audio_tokens(&latent)?,
+                    Modality::Audio => audio_tokens(&latent("audio")?)?,
+                    Modality::Video if stage.keyframes == 0 => video_tokens(&latent("video")?)?,
+                    Modality::Video => {
+                        let parts = [latent("video")?, latent("video_keyframes")?];
+                        mlx::concatenate(&[&video_tokens(&parts[0])?, &video_tokens(&parts[1])?], 1)?
+                    }
                 })
             }
         }
@@ -183,6 +187,8 @@ pub struct Shapes {
     pub audio: Option<AudioShape>,
     /// Channels of an audio token, bins counted in.
     pub audio_channels: i32,
+    /// Pictures that join the video as tokens of their own.
+    pub keyframes: usize,
     /// Whether this is the refinement of an earlier stage's result.
     pub second: bool,
 }
@@ -190,20 +196,25 @@ pub struct Shapes {
 impl Shapes {
     fn step_name(&self, modality: Modality, draw: Draw, index: usize) -> String {
         let draw = if draw == Draw::Step { "step" } else { "substep" };
-        format!("{}_{draw}_{index}", self.name(modality))
+        format!("{}_{draw}_{index}", self.named(modality.name()))
     }
 
-    fn name(&self, modality: Modality) -> String {
-        format!("{}{}", modality.name(), if self.second { "_stage_2" } else { "" })
+    fn named(&self, name: &str) -> String {
+        format!("{name}{}", if self.second { "_stage_2" } else { "" })
     }
 
-    fn latent(&self, modality: Modality) -> Option<Vec<i32>> {
+    /// Names and shapes of the noise that a file must hold.
+    fn noise(&self) -> Vec<(String, Vec<i32>)> {
         let LatentShape { frames, height, width } = self.video;
-        match modality {
-            Modality::Video => Some(vec![1, self.video_channels, frames as i32, height as i32, width as i32]),
-            Modality::Audio => self
-                .audio
-                .map(|audio| vec![1, self.audio_channels / AUDIO_BINS, audio.frames as i32, AUDIO_BINS]),
+        let video = |frames| vec![1, self.video_channels, frames as i32, height as i32, width as i32];
+        let mut noise = vec![(self.named("video"), video(frames))];
+        if self.keyframes > 0 {
+            noise.push((self.named("video_keyframes"), video(self.keyframes)));
         }
+        if let Some(audio) = self.audio {
+            let shape = vec![1, self.audio_channels / AUDIO_BINS, audio.frames as i32, AUDIO_BINS];
+            noise.push((self.named("audio"), shape));
+        }
+        noise
     }
 }

@@ -14,6 +14,8 @@ pub struct Generation {
     pub steps: usize,
     /// The block that spatio-temporal guidance perturbs.
     pub stg_block: usize,
+    /// Constant rate factor of the H.264 that pictures are to have gone through.
+    pub image_crf: u8,
     /// Short name of the LoRA that makes its dev model a distilled one.
     pub distilled_lora: &'static str,
     /// Whether the distilled first stage adds noise at every step (ancestral Euler).
@@ -21,10 +23,39 @@ pub struct Generation {
 }
 
 /// Newest first. A checkpoint gets the newest row at or below its version.
-const GENERATIONS: [Generation; 3] = [
-    Generation { since: (2, 5), steps: 30, stg_block: 28, distilled_lora: "distilled-2.5", ancestral: true },
-    Generation { since: (2, 3), steps: 30, stg_block: 28, distilled_lora: "distilled-2.3", ancestral: false },
-    Generation { since: (0, 0), steps: 40, stg_block: 29, distilled_lora: "distilled-2.0", ancestral: false },
+const GENERATIONS: [Generation; 4] = [
+    Generation {
+        since: (2, 5),
+        steps: 30,
+        stg_block: 28,
+        image_crf: 18,
+        distilled_lora: "distilled-2.5",
+        ancestral: true,
+    },
+    Generation {
+        since: (2, 4),
+        steps: 30,
+        stg_block: 28,
+        image_crf: 18,
+        distilled_lora: "distilled-2.3",
+        ancestral: false,
+    },
+    Generation {
+        since: (2, 3),
+        steps: 30,
+        stg_block: 28,
+        image_crf: 33,
+        distilled_lora: "distilled-2.3",
+        ancestral: false,
+    },
+    Generation {
+        since: (0, 0),
+        steps: 40,
+        stg_block: 29,
+        image_crf: 33,
+        distilled_lora: "distilled-2.0",
+        ancestral: false,
+    },
 ];
 
 impl Generation {
@@ -102,7 +133,7 @@ mod tests {
         assert_eq!(since(Some("2.0")), (0, 0));
         assert_eq!(since(Some("2.3.0")), (2, 3));
         assert_eq!(since(Some("2.3.rc1")), (2, 3));
-        assert_eq!(since(Some("2.4-rc2")), (2, 3));
+        assert_eq!(since(Some("2.4-rc2")), (2, 4));
         assert_eq!(since(Some("2.5.0")), (2, 5));
         assert_eq!(since(Some("3")), (2, 5));
         assert_eq!(since(Some("2.10")), (2, 5));
@@ -121,6 +152,8 @@ mod tests {
         assert_eq!((steps, video.stg_blocks.as_slice()), (30, &[28][..]));
         assert_eq!((video.rescale, video.modality, video.stg, video.skip), (0.7, 3.0, 1.0, 0));
         assert_eq!((audio.rescale, audio.modality, audio.stg), (0.7, 3.0, 1.0));
+        let crf = |version| Generation::of(version).image_crf;
+        assert_eq!((crf(None), crf(Some("2.3")), crf(Some("2.4")), crf(Some("2.5"))), (33, 33, 18, 18));
         for generation in &GENERATIONS {
             assert!(crate::checkpoint::lora::known(generation.distilled_lora).is_some());
             let (video, audio) = (generation.hq_video_guidance(), generation.hq_audio_guidance());

@@ -8,6 +8,7 @@ mod clip;
 mod conditioning;
 mod decode;
 mod generation;
+mod images;
 mod networks;
 mod plan;
 mod prompted;
@@ -21,5 +22,6 @@ pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
 pub use generation::{Generation, Kind};
+pub use images::{ImageCondition, ImageSource};
 pub use plan::Plan;
 pub use request::{GuidanceOverride, Recipe, Request, UnreadPolicy};

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::progress::Progress;
 use crate::text::{Connectors, Gemma, Projection};
 use crate::upsampler::Upsampler;
-use crate::video_vae::ConvDecoder;
+use crate::video_vae::{ConvDecoder, Encoder};
 use crate::vocoder::Vocoder;
 
 /// What holds for every network of a run.
@@ -76,6 +76,9 @@ impl Plan<'_> {
             loader.finish(&weights, "text encoder", Unread::Refuse, silent)?;
             loader.load(&self.checkpoint, Component::Projection, silent, Projection::load)?;
             loader.load(&self.checkpoint, Component::Connector, silent, Connectors::load)?;
+        }
+        if !self.images.is_empty() {
+            loader.load(&self.checkpoint, Component::VideoEncoder, silent, Encoder::load)?;
         }
         for model in self.steps.iter().filter_map(|steps| steps.model.as_ref()) {
             loader.load(model, Component::Dit, silent, Dit::load)?;

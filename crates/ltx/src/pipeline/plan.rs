@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::choose::{Prompts, prompts, recipe, upsampler};
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
+use super::images::Images;
 use super::recipe::{Circumstances, Steps, with_loras};
 use super::{Generation, Kind, Recipe, Request};
 use crate::checkpoint::{Checkpoint, Component, Config};
@@ -24,6 +25,7 @@ pub struct Plan<'a> {
     pub(super) transformer: dit::Config,
     pub(super) steps: Vec<Steps>,
     pub(super) prompts: Prompts,
+    pub(super) images: Images,
     pub(super) notes: Vec<String>,
 }
 
@@ -68,9 +70,28 @@ impl<'a> Plan<'a> {
         let negative =
             steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
         let prompts = prompts(request, &transformer, negative)?;
-        let plan =
-            Self { request, checkpoint, upsampler, recipe, video, audio, transformer, steps, prompts, notes };
+        let mut plan = Self {
+            request,
+            checkpoint,
+            upsampler,
+            recipe,
+            video,
+            audio,
+            transformer,
+            steps,
+            prompts,
+            images: Images::default(),
+            notes,
+        };
         plan.check_channels(&config)?;
+        let stages = plan.stages();
+        plan.images = Images::prepare(
+            &request.images,
+            &stages,
+            generation.image_crf,
+            recipe.guides_only(),
+            &mut plan.notes,
+        )?;
         let noise = NoiseSource::new(request.noise.as_deref(), request.seed)?;
         for stage in plan.stages() {
             noise.check(&stage)?;
@@ -95,6 +116,7 @@ impl<'a> Plan<'a> {
         settings["recipe"] = json!(self.recipe.name());
         settings["model_version"] = json!(self.checkpoint.version());
         settings["height"] = json!(self.video.height);
+        settings["images"] = self.images.settings();
         let Some(first) = self.steps.first() else { return settings };
         settings["steps"] = json!(first.sigmas.len().saturating_sub(1));
         settings["sampler"] = json!(first.sampler.name());
@@ -120,6 +142,7 @@ impl<'a> Plan<'a> {
             video_channels: self.transformer.video.in_channels,
             audio: self.audio,
             audio_channels: self.transformer.audio.in_channels,
+            keyframes: self.images.guides(),
             second,
         };
         match self.recipe {

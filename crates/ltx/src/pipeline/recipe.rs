@@ -1,7 +1,7 @@
 //! What a recipe makes of a request: its stages, each with a model, a sampler, noise levels and guidance.
 //!
-//! Values: `distilled.py`, `ti2vid_one_stage.py`, `ti2vid_two_stages.py` and `ti2vid_two_stages_hq.py` of Lightricks'
-//! ltx-pipelines, v1.2.0.
+//! Values: `distilled.py`, `ti2vid_one_stage.py`, `ti2vid_two_stages.py`, `ti2vid_two_stages_hq.py` and
+//! `keyframe_interpolation.py` of Lightricks' ltx-pipelines, v1.2.0.
 
 use super::choose::{guidance, sigmas};
 use crate::checkpoint::Checkpoint;
@@ -38,14 +38,19 @@ impl Recipe {
 
     /// Whether its second stage refines the picture alone: the sound stays that of the first.
     pub(super) fn keeps_first_sound(self) -> bool {
-        self.distilled_strengths().is_some()
+        matches!(self, Self::TwoStage | Self::TwoStageHq)
+    }
+
+    /// Whether the picture of the first frame guides like the others, instead of taking that frame's place.
+    pub(super) fn guides_only(self) -> bool {
+        self == Self::Keyframes
     }
 
     /// Strengths of the distilled LoRA in its two stages, if it has one.
     fn distilled_strengths(self) -> Option<[f32; 2]> {
         match self {
             Self::Distilled | Self::OneStage => None,
-            Self::TwoStage => Some([0.0, 1.0]),
+            Self::TwoStage | Self::Keyframes => Some([0.0, 1.0]),
             Self::TwoStageHq => Some([0.25, 0.5]),
         }
     }
@@ -136,7 +141,8 @@ impl Circumstances<'_> {
 
     /// The models with the distilled LoRA, where a stage has it.
     fn models(&self, notes: &mut Vec<String>) -> Result<[(Option<Checkpoint>, f32); 2]> {
-        let Some(own) = self.recipe.distilled_strengths() else {
+        let own = self.recipe.distilled_strengths().filter(|_| self.kind == Kind::Dev);
+        let Some(own) = own else {
             if self.request.distilled_lora.is_some() {
                 return Err(Error::request(
                     format!("the recipe {} has no use for a distilled LoRA", self.recipe.name()),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use mlx::Dtype;
 use serde_json::{Value, json};
 
+use super::images::{self, ImageCondition};
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::step::Sampler;
 use crate::error::{Error, Result};
@@ -18,7 +19,10 @@ pub enum Recipe {
     OneStage,
     /// Guided at half size, upsample, refine with the distilled LoRA. For dev models.
     TwoStage,
-    /// The same with a sampler of second order, fewer steps, and some of the distilled LoRA from the start.
+    /// `TwoStage` (on a distilled model, `Distilled`) with every picture as a guide, also that of the first frame: for
+    /// what happens between given pictures.
+    Keyframes,
+    /// `TwoStage` with a sampler of second order, fewer steps, and some of the distilled LoRA from the start.
     TwoStageHq,
 }
 
@@ -29,6 +33,7 @@ impl Recipe {
             Self::Distilled => "distilled",
             Self::OneStage => "one-stage",
             Self::TwoStage => "two-stage",
+            Self::Keyframes => "keyframes",
             Self::TwoStageHq => "two-stage-hq",
         }
     }
@@ -105,6 +110,8 @@ pub struct Request {
     pub distilled_lora: Option<PathBuf>,
     /// Its strengths in the two stages; `None` is the recipe's own.
     pub distilled_strengths: [Option<f32>; 2],
+    /// Pictures that it shows, each at a frame of its own.
+    pub images: Vec<ImageCondition>,
     /// `None` decides by the model.
     pub recipe: Option<Recipe>,
     /// Sampler of the first stage; `None` is the recipe's own.
@@ -161,6 +168,7 @@ impl Request {
                 "give one from 1 to 240 frames per second",
             ));
         }
+        images::check(&self.images, self.frames)?;
         if self.steps == Some(0) {
             return Err(Error::request("there are no denoising steps", "give at least --steps 1"));
         }

@@ -7,6 +7,7 @@ use mlx::{Array, Dtype};
 use super::choose::Prompts;
 use super::clip::check_finite;
 use super::conditioning::{NoiseSource, Text};
+use super::images::Condition;
 use super::stage::Stage;
 use super::{Clip, Latents, Plan, decode};
 use crate::checkpoint::{Component, Unread};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::text::{Connectors, Gemma, MAX_TOKENS, Projection};
 use crate::upsampler::Upsampler;
-use crate::video_vae::Statistics;
+use crate::video_vae::{Encoder, Statistics};
 
 impl Plan<'_> {
     /// Makes the clip. Its frames are decoded when they are asked for.
@@ -25,7 +26,10 @@ impl Plan<'_> {
         }
         let text = self.text(progress)?;
         let mut noise = NoiseSource::new(self.request.noise.as_deref(), self.request.seed)?;
-        let latents = self.denoise(&text, &mut noise, progress)?;
+        let images = self.images.encode(&self.stages(), progress, |progress| {
+            self.loader().load(&self.checkpoint, Component::VideoEncoder, progress, Encoder::load)
+        })?;
+        let latents = self.denoise(&text, &images, &mut noise, progress)?;
         drop(text);
         let (loader, files) = (self.loader(), &self.checkpoint);
         let audio = latents.audio.as_ref();
@@ -60,11 +64,18 @@ impl Plan<'_> {
         Ok(Text { positive, negative: contexts.next() })
     }
 
-    fn denoise(&self, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
+    /// `images`: those of each stage.
+    fn denoise(
+        &self,
+        text: &Text,
+        images: &[Vec<Condition>],
+        noise: &mut NoiseSource,
+        progress: &mut dyn Progress,
+    ) -> Result<Latents> {
         let mut done: Option<Latents> = None;
         let mut sound = None;
         let mut dit = None;
-        for (steps, shapes) in self.steps.iter().zip(self.stages()) {
+        for ((steps, shapes), images) in self.steps.iter().zip(self.stages()).zip(images) {
             if steps.model.is_some() {
                 drop(dit.take()); // One transformer at a time, and none beside the upsampler.
             }
@@ -86,6 +97,7 @@ impl Plan<'_> {
                 guidance: steps.guidance.clone(),
                 seed: self.request.seed,
                 from: done.as_ref(),
+                images,
             };
             let latents = stage.run(dit, text, noise, progress)?;
             sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));

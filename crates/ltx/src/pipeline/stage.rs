@@ -3,6 +3,7 @@
 use mlx::Dtype;
 
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
+use super::images::Condition;
 use super::prompted::Prompted;
 use crate::diffusion::Both;
 use crate::diffusion::conditioning::LatentState;
@@ -28,6 +29,8 @@ pub struct Stage<'a> {
     pub seed: u64,
     /// Normalized latents to begin from, noised to the first sigma; `None` begins from noise alone.
     pub from: Option<&'a Latents>,
+    /// Pictures that the video shows.
+    pub images: &'a [Condition],
 }
 
 impl Stage<'_> {
@@ -79,6 +82,9 @@ impl Stage<'_> {
                     return Err(Error::request("latents without sound", "begin from latents with sound"));
                 }
             };
+        }
+        for image in self.images {
+            video = image.apply(video, &self.shapes, self.frame_rate)?;
         }
         Ok(Both { video: Some(video), audio })
     }

@@ -8,6 +8,7 @@ mod denoise;
 mod dit;
 mod gemma;
 mod golden;
+mod images;
 mod mel;
 mod schedule;
 mod upsampler;
@@ -91,6 +92,8 @@ fn run(golden: &Golden, checkpoint: &Checkpoint, context: &Context) -> Result<Ou
         "audio_decoder" => audio_decoder::verify(golden, checkpoint, context),
         "vocoder" => vocoder::verify(golden, checkpoint, context),
         "schedule" => schedule::verify(golden),
+        "cover" => images::cover(golden),
+        "conditioning" => images::conditioning(golden),
         "generate" => Err(Error::file(
             golden.path(),
             "__metadata__.component",
