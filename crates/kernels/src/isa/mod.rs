@@ -28,6 +28,8 @@ pub enum Isa {
     Portable,
     /// 128-bit vectors of 64-bit Arm.
     Neon,
+    /// The same with products of bf16 pairs.
+    NeonBf16,
     /// 256-bit vectors with fused multiply-add.
     Avx2,
     /// 512-bit vectors.
@@ -40,8 +42,15 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, the fastest last.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::AmxBf16];
+    pub const ALL: [Self; 7] = [
+        Self::Portable,
+        Self::Neon,
+        Self::NeonBf16,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Avx512Bf16,
+        Self::AmxBf16,
+    ];
 
     /// The fastest that this processor has.
     pub fn detect() -> Self {
@@ -54,6 +63,8 @@ impl Isa {
             Self::Portable => true,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonBf16 => std::arch::is_aarch64_feature_detected!("bf16"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
@@ -77,6 +88,7 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Neon => "neon",
+            Self::NeonBf16 => "neon-bf16",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
@@ -144,7 +156,7 @@ impl Active {
 
     /// Whether products of bf16 pairs are an instruction.
     pub(crate) fn pairs(self) -> bool {
-        matches!(self.0, Isa::Avx512Bf16 | Isa::AmxBf16)
+        matches!(self.0, Isa::NeonBf16 | Isa::Avx512Bf16 | Isa::AmxBf16)
     }
 
     /// Calls `work` with the instruction set.
@@ -161,7 +173,10 @@ impl Active {
             // SAFETY: as above.
             Isa::Avx2 => unsafe { avx2::run(work) },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => work.run(neon::Neon),
+            // SAFETY: as above.
+            Isa::NeonBf16 => unsafe { neon::run_bf16(work) },
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::run(work),
             _ => work.run(portable::Portable),
         }
     }

@@ -1,20 +1,31 @@
-//! NEON, which every 64-bit Arm processor has. Products of bf16 pairs wait for `bfdot` in stable Rust.
+//! NEON, which every 64-bit Arm processor has, with or without products of bf16 pairs.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 
 use half::bf16;
 
-use super::Simd;
+use super::{Simd, Work};
 
+/// With `BF16`, exists only inside [`run_bf16`].
 #[derive(Clone, Copy)]
-pub(super) struct Neon;
+pub(super) struct Neon<const BF16: bool>(());
 
 const LANES: usize = 4;
 
-// SAFETY (every block of this implementation): the instructions are part of the architecture, and every pointer comes
-// from a slice that was just found, or cut, to be long enough.
+pub(super) fn run<W: Work>(work: W) -> W::Output {
+    work.run(Neon::<false>(()))
+}
+
+#[target_feature(enable = "bf16")]
+pub(super) fn run_bf16<W: Work>(work: W) -> W::Output {
+    work.run(Neon::<true>(()))
+}
+
+// SAFETY (every block of this implementation): the instructions are part of the architecture or, where `BF16` is asked,
+// of the processor, and every pointer comes from a slice that was just found, or cut, to be long enough.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Neon {
+impl<const BF16: bool> Simd for Neon<BF16> {
     type V = float32x4_t;
     const LANES: usize = LANES;
     const ROWS: usize = 6;
@@ -118,6 +129,18 @@ impl Simd for Neon {
     #[inline(always)]
     fn dot_pairs(self, acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         unsafe {
+            if BF16 {
+                let mut acc = acc;
+                // The intrinsic is not stable.
+                asm!(
+                    "bfdot {acc:v}.4s, {a:v}.8h, {b:v}.8h",
+                    acc = inout(vreg) acc,
+                    a = in(vreg) a,
+                    b = in(vreg) b,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+                return acc;
+            }
             let low = |v| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(v)));
             let mask = vdupq_n_u32(0xffff_0000);
             let high = |v| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), mask));
