@@ -4,7 +4,10 @@
 use std::time::{Duration, Instant};
 
 use half::bf16;
-use kernels::{AttentionShape, Axis, ConvShape, Epilogue, Matrix};
+use kernels::{
+    Activation, AttentionShape, Axis, ConvShape, Epilogue, Matrix, Norm, PerRow, Rotation, Scaling, Snake,
+    Values, ValuesMut,
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut filters = Vec::new();
@@ -27,14 +30,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if wanted(&(name.clone() + "-bf16")) {
             let (x, weight, mut out) = (narrow(m * k), narrow(n * k), narrow(m * n));
             let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
-            time(&(name.clone() + "-bf16"), flops, || {
+            time(&(name.clone() + "-bf16"), Amount::Operations(flops), || {
                 kernels::linear(x, weight, &Epilogue::default(), &mut out[..])
             })?;
         }
         if wanted(&(name.clone() + "-f32")) {
             let (x, weight, mut out) = (wide(m * k), wide(n * k), wide(m * n));
             let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
-            time(&(name + "-f32"), flops, || kernels::linear(x, weight, &Epilogue::default(), &mut out[..]))?;
+            time(&(name + "-f32"), Amount::Operations(flops), || {
+                kernels::linear(x, weight, &Epilogue::default(), &mut out[..])
+            })?;
         }
     }
     for (heads, tokens, head_dim) in [(32, 1024, 128), (32, 1024, 64), (8, 4096, 128)] {
@@ -52,14 +57,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if wanted(&(name.clone() + "-bf16")) {
             let (q, mut out) = (narrow(len), narrow(len));
             let q = q[..].into();
-            time(&(name.clone() + "-bf16"), flops, || {
+            time(&(name.clone() + "-bf16"), Amount::Operations(flops), || {
                 kernels::attention([q, q, q], &shape, scale, None, &mut out[..])
             })?;
         }
         if wanted(&(name.clone() + "-f32")) {
             let (q, mut out) = (wide(len), wide(len));
             let q = q[..].into();
-            time(&(name + "-f32"), flops, || {
+            time(&(name + "-f32"), Amount::Operations(flops), || {
                 kernels::attention([q, q, q], &shape, scale, None, &mut out[..])
             })?;
         }
@@ -86,16 +91,61 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if wanted(&(name.clone() + "-bf16")) {
             let (x, weight, mut out) = (narrow(places * inputs), narrow(weights), narrow(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
-            time(&(name.clone() + "-bf16"), flops, || {
+            time(&(name.clone() + "-bf16"), Amount::Operations(flops), || {
                 kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
         }
         if wanted(&(name.clone() + "-f32")) {
             let (x, weight, mut out) = (wide(places * inputs), wide(weights), wide(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
-            time(&(name + "-f32"), flops, || {
+            time(&(name + "-f32"), Amount::Operations(flops), || {
                 kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
+        }
+    }
+    Ok(rows(wanted)?)
+}
+
+/// What is limited by memory, or should be: GB/s of inputs and outputs.
+fn rows(wanted: impl Fn(&str) -> bool) -> Result<(), kernels::Error> {
+    let (tokens, width, heads) = (1024, 4096, 32);
+    let (weight, angles) = (narrow(width), narrow(tokens * width / 2));
+    let (weight, angles) = (Values::from(&weight[..]), Values::from(&angles[..]));
+    let row = PerRow { values: weight, rows: 1, repeat: 1 };
+    let rms = Norm { scaling: Scaling::Rms { eps: 1e-6 }, ..Norm::default() };
+    let norms = [
+        ("norm-modulated", Norm { modulation: Some([row, row]), ..rms }),
+        ("norm-silu", Norm { activation: Activation::Silu, ..rms }),
+    ];
+    let head_dim = width / heads;
+    let rotation = Rotation { heads, head_dim, eps: 1e-6, weight, cos: angles, sin: angles, rows: tokens };
+    let (x_bf16, x_f32) = (narrow(tokens * width), wide(tokens * width));
+    for (suffix, x) in [("bf16", Values::from(&x_bf16[..])), ("f32", Values::from(&x_f32[..]))] {
+        let (mut out_bf16, mut out_f32) = (x_bf16.clone(), x_f32.clone());
+        let mut bench =
+            |name: &str, bytes: usize, work: &mut dyn FnMut(ValuesMut) -> Result<(), kernels::Error>| {
+                let name = format!("{name}-{suffix}");
+                if !wanted(&name) {
+                    return Ok(());
+                }
+                time(&name, Amount::Bytes(bytes as f64), || match suffix {
+                    "bf16" => work((&mut out_bf16[..]).into()),
+                    _ => work((&mut out_f32[..]).into()),
+                })
+            };
+        let bytes = 2 * x.len() * if suffix == "bf16" { 2 } else { 4 };
+        for (name, norm) in &norms {
+            let x = Matrix::new(x, tokens, width)?;
+            bench(name, bytes, &mut |out| kernels::norm(x, norm, out))?;
+        }
+        bench("rotation", 2 * bytes, &mut |out| kernels::norm_and_rotate(x, &rotation, out))?;
+        bench("gelu", bytes, &mut |out| kernels::activate(x, Activation::GeluTanh, out))?;
+        for channels in [32, 512] {
+            let parameters = vec![1.5f32; channels];
+            let filter = [1.0 / 12.0; 12];
+            let snake = Snake { up: filter, down: filter, alpha: &parameters, reciprocal_beta: &parameters };
+            let name = format!("snake-{channels}");
+            bench(&name, bytes, &mut |out| kernels::snake(x, [1, x.len() / channels], &snake, out))?;
         }
     }
     Ok(())
@@ -114,10 +164,16 @@ fn narrow(len: usize) -> Vec<bf16> {
     wide(len).into_iter().map(bf16::from_f32).collect()
 }
 
+/// What a work does.
+enum Amount {
+    Operations(f64),
+    Bytes(f64),
+}
+
 /// Runs for a second, three times at least.
 fn time(
     name: &str,
-    flops: f64,
+    amount: Amount,
     mut work: impl FnMut() -> Result<(), kernels::Error>,
 ) -> Result<(), kernels::Error> {
     work()?;
@@ -129,12 +185,16 @@ fn time(
     }
     times.sort_by(f64::total_cmp);
     let (median, best) = (times[times.len() / 2], times[0]);
+    let (amount, unit) = match amount {
+        Amount::Operations(count) => (count, "GFLOP/s"),
+        Amount::Bytes(count) => (count, "GB/s"),
+    };
     println!(
-        "{name:36} {:9.3} ms median {:9.3} ms best {:7.1} GFLOP/s median {:7.1} best  {} {} threads",
+        "{name:36} {:9.3} ms median {:9.3} ms best {:7.1} {unit} median {:7.1} best  {} {} threads",
         median * 1e3,
         best * 1e3,
-        flops / median / 1e9,
-        flops / best / 1e9,
+        amount / median / 1e9,
+        amount / best / 1e9,
         kernels::isa(),
         kernels::threads(),
     );

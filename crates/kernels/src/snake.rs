@@ -10,11 +10,14 @@ use crate::values::{Element, Values, ValuesMut, fits, load, store};
 /// Length of both filters.
 const TAPS: usize = 12;
 
-/// Taps that meet an input at either of the two outputs for it.
-const PHASE: usize = TAPS / 2;
+/// Inputs to either side that an activation sees, and outputs that see it.
+const REACH: usize = TAPS / 4;
 
 /// Outputs in time of a task: each computes a dozen activations more than its own.
 const TASK: usize = 128;
+
+/// Of any instruction set.
+const MOST_LANES: usize = 16;
 
 /// Filters for twice the rate, and what the activation takes for each channel.
 #[derive(Clone, Copy, Debug)]
@@ -64,13 +67,25 @@ fn all<T: Element, O: Element>(
         let start = sample * time + first;
         // SAFETY: each task has outputs of its own.
         let out = unsafe { out.part(start * channels..(start + last - first) * channels) };
-        with_buffer((2 * TASK + TAPS) * MOST_LANES, |active_at_twice| {
-            active.run(Part { x, channels, snake, first, last, scratch: active_at_twice, out });
+        with_buffer(2 * (TASK + 2 * REACH) * MOST_LANES, |scratch| {
+            active.run(Part { x, channels, snake, first, last, scratch, out });
         });
     });
 }
 
-const MOST_LANES: usize = 16;
+/// The channels from `channel` on of input `t`, or of the last one: a vector of them if `WHOLE`, else as many as there are.
+#[inline(always)]
+fn input<S: Simd, T: Element, const WHOLE: bool>(
+    simd: S,
+    x: &[T],
+    channels: usize,
+    t: usize,
+    channel: usize,
+) -> S::V {
+    let start = t.min(x.len() / channels - 1) * channels;
+    let from = &x[start + channel..start + channels];
+    if WHOLE { T::load(simd, from) } else { load(simd, from) }
+}
 
 /// Outputs `first .. last` of a sample.
 struct Part<'a, T, O> {
@@ -87,41 +102,71 @@ impl<T: Element, O: Element> Work for Part<'_, T, O> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { x, channels, snake, first, last, scratch, out } = self;
-        let Snake { up, down, alpha, reciprocal_beta } = snake;
+    fn run<S: Simd>(mut self, simd: S) {
+        let whole = self.channels - self.channels % S::LANES;
+        for channel in (0..whole).step_by(S::LANES) {
+            self.vector::<S, true>(simd, channel);
+        }
+        if whole < self.channels {
+            self.vector::<S, false>(simd, whole);
+        }
+    }
+}
+
+impl<T: Element, O: Element> Part<'_, T, O> {
+    /// Writes the channels from `channel` on: a vector of them if `WHOLE`, else as many as there are.
+    #[inline(always)]
+    fn vector<S: Simd, const WHOLE: bool>(&mut self, simd: S, channel: usize) {
+        let Self { x, channels, snake: Snake { up, down, alpha, reciprocal_beta }, first, last, .. } = *self;
+        let twice = up.map(|tap| 2.0 * tap); // makes up for the zeros between the inputs
         let time = x.len() / channels;
-        // Output t takes activations 2 t − 5 to 2 t + 6; beyond the ends stands the outermost.
-        let earliest = (2 * first).saturating_sub(TAPS / 2 - 1);
-        let end = (2 * last + TAPS / 2 - 1).min(2 * time);
-        for channel in (0..channels).step_by(S::LANES) {
-            let part = channel..channels.min(channel + S::LANES);
-            let (alpha, reciprocal_beta) =
-                (load(simd, &alpha[part.clone()]), load(simd, &reciprocal_beta[part.clone()]));
-            for at in earliest..end {
-                // Half of the taps stand over inputs, at the even outputs the odd ones.
-                let (t, odd) = (at / 2, at % 2);
-                let mut sum = simd.splat(0.0);
-                for tap in 0..PHASE {
-                    // Tap 2 · tap + 1 − odd meets input t + 2 + odd − tap.
-                    let place = (t + 2 + odd).saturating_sub(tap).min(time - 1) * channels;
-                    let x = load(simd, &x[place + part.start..place + part.end]);
-                    sum = simd.fma(x, simd.splat(2.0 * up[2 * tap + 1 - odd]), sum);
+        let (alpha, reciprocal_beta) =
+            (load(simd, &alpha[channel..]), load(simd, &reciprocal_beta[channel..]));
+        // Output t takes activations 2 t − 5 to 2 t + 6. Those of input t are at 2 (t + REACH − first).
+        let (from, to) = (first.saturating_sub(REACH), time.min(last + REACH));
+        let mut seen = [simd.splat(0.0); 2 * REACH + 1]; // inputs t − REACH ..= t + REACH
+        for (i, seen) in seen.iter_mut().skip(1).enumerate() {
+            *seen = input::<S, T, WHOLE>(simd, x, channels, (from + i).saturating_sub(REACH), channel);
+        }
+        let scratch = &mut *self.scratch;
+        for t in from..to {
+            for i in 0..2 * REACH {
+                seen[i] = seen[i + 1];
+            }
+            seen[2 * REACH] = input::<S, T, WHOLE>(simd, x, channels, t + REACH, channel);
+            let slot = 2 * (t + REACH - first) * S::LANES;
+            for (odd, to) in scratch[slot..slot + 2 * S::LANES].chunks_exact_mut(S::LANES).enumerate() {
+                // Half of the taps stand over inputs, at the even activations the odd ones; two sums, to wait less.
+                let mut sums = [simd.splat(0.0); 2];
+                for tap in 0..TAPS / 2 {
+                    let weight = simd.splat(twice[2 * tap + 1 - odd]);
+                    sums[tap % 2] = simd.fma(seen[2 * REACH - 1 + odd - tap], weight, sums[tap % 2]);
                 }
+                let sum = simd.add(sums[0], sums[1]);
                 let ripple = sine_squared(simd, simd.mul(sum, alpha));
-                let y = simd.fma(ripple, reciprocal_beta, sum);
-                simd.store(y, &mut scratch[(at - earliest) * S::LANES..]);
+                simd.store(simd.fma(ripple, reciprocal_beta, sum), to);
             }
-            for t in first..last {
-                let mut sum = simd.splat(0.0);
-                for (tap, &weight) in down.iter().enumerate() {
-                    let at = (2 * t + tap).saturating_sub(TAPS / 2 - 1).min(2 * time - 1);
-                    let y = simd.load(&scratch[(at - earliest) * S::LANES..]);
-                    sum = simd.fma(y, simd.splat(weight), sum);
-                }
-                let start = (t - first) * channels;
-                store(simd, sum, &mut out[start + part.start..start + part.end]);
+        }
+        // Beyond the ends stands the outermost activation.
+        let ends = |t: usize| 2 * (t + REACH - first) * S::LANES;
+        let (known, unknown) = (ends(from), ends(to));
+        let (before, after) = (simd.load(&scratch[known..]), simd.load(&scratch[unknown - S::LANES..]));
+        for to in scratch[..known].chunks_exact_mut(S::LANES) {
+            simd.store(before, to);
+        }
+        for to in scratch[unknown..ends(last + REACH)].chunks_exact_mut(S::LANES) {
+            simd.store(after, to);
+        }
+
+        for t in 0..last - first {
+            let active = &scratch[(2 * (t + REACH) - TAPS / 2 + 1) * S::LANES..][..TAPS * S::LANES];
+            let mut sums = [simd.splat(0.0); 2];
+            for (tap, active) in active.chunks_exact(S::LANES).enumerate() {
+                sums[tap % 2] = simd.fma(simd.load(active), simd.splat(down[tap]), sums[tap % 2]);
             }
+            let (sum, out) =
+                (simd.add(sums[0], sums[1]), &mut self.out[t * channels + channel..(t + 1) * channels]);
+            if WHOLE { O::store(simd, sum, out) } else { store(simd, sum, out) }
         }
     }
 }
