@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use audio::read_wav;
 pub use frames::{Audio, Frame, FrameRate};
+pub(crate) use output::Output;
 pub use settings::read_settings;
 
 /// Who encodes an mp4.
