@@ -2,15 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::choose::{Prompts, prompts, recipe, upsampler};
+use super::choose::{recipe, upsampler};
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
 use super::recipe::{Circumstances, Steps, with_loras};
+use super::text::{Prompts, prompts, widths};
 use super::{Generation, Kind, Recipe, Request};
 use crate::checkpoint::{Checkpoint, Component, Config};
 use crate::diffusion::guidance::Guidance;
 use crate::dit;
 use crate::error::{Error, Result};
 use crate::shape::{AudioShape, VideoShape};
+use crate::text::Embedding;
 
 /// A checked request, ready to run.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub struct Plan<'a> {
     pub(super) audio: Option<AudioShape>,
     pub(super) transformer: dit::Config,
     pub(super) steps: Vec<Steps>,
+    /// The text, as far as it is known.
+    pub(super) prompt: Option<String>,
     pub(super) prompts: Prompts,
     pub(super) notes: Vec<String>,
 }
@@ -31,7 +35,7 @@ impl<'a> Plan<'a> {
     /// Checks everything that can be checked without weights: sizes, files, headers, shapes, the prompt's length.
     pub fn new(request: &'a Request) -> Result<Self> {
         request.check()?;
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = request.disclaimer().into_iter().map(String::from).collect();
         let checkpoint = Checkpoint::open(&request.models)?;
         let (_, config) = checkpoint.component(Component::Dit, request.dtype)?;
         let transformer = dit::Config::new(&config)?;
@@ -45,9 +49,15 @@ impl<'a> Plan<'a> {
         let height = request.height.unwrap_or(recipe.default_height());
         let video = VideoShape { frames: request.frames, height, width: request.width };
         video.check(recipe.size_multiple())?;
-        let audio =
-            request.audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
-        if recipe.two_stages() && upsampler.is_none() {
+        let path = request.embedding.as_ref().filter(|_| !request.placeholder);
+        let embedding = path.map(|path| Embedding::open(path, widths(&transformer))).transpose()?;
+        let silent = embedding.as_ref().is_some_and(|embedding| embedding.positive.audio.is_none());
+        if silent && request.audio {
+            notes.push("the embedding knows nothing of sound: the clip will be silent".into());
+        }
+        let audio = request.audio && !silent;
+        let audio = audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
+        if recipe.two_stages() && upsampler.is_none() && !request.placeholder {
             return Err(Error::request(
                 format!("the {} recipe needs the latent upsampler x2", recipe.name()),
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
@@ -63,13 +73,26 @@ impl<'a> Plan<'a> {
             model: &checkpoint,
             transformer: &transformer,
             tokens: first.latent().tokens(),
+            audio: audio.is_some(),
         };
         let steps = circumstances.stages(&mut notes)?;
         let negative =
             steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
-        let prompts = prompts(request, &transformer, negative)?;
-        let plan =
-            Self { request, checkpoint, upsampler, recipe, video, audio, transformer, steps, prompts, notes };
+        let prompt = request.prompt.clone().or(embedding.as_ref().and_then(|known| known.prompt.clone()));
+        let prompts = prompts(request, &checkpoint, &transformer, embedding, negative, &mut notes)?;
+        let plan = Self {
+            request,
+            checkpoint,
+            upsampler,
+            recipe,
+            video,
+            audio,
+            transformer,
+            steps,
+            prompt,
+            prompts,
+            notes,
+        };
         plan.check_channels(&config)?;
         let noise = NoiseSource::new(request.noise.as_deref(), request.seed)?;
         for stage in plan.stages() {
@@ -89,12 +112,22 @@ impl<'a> Plan<'a> {
         self.video.height
     }
 
+    /// Whether the clip will have sound.
+    pub fn has_sound(&self) -> bool {
+        self.audio.is_some()
+    }
+
     /// Everything that makes the clip, decided: what was asked for and what was filled in.
     pub fn settings(&self) -> Value {
         let mut settings = self.request.settings();
         settings["recipe"] = json!(self.recipe.name());
         settings["model_version"] = json!(self.checkpoint.version());
         settings["height"] = json!(self.video.height);
+        settings["prompt"] = json!(self.prompt);
+        settings["audio"] = json!(self.has_sound());
+        if let Some(disclaimer) = self.request.disclaimer() {
+            settings["disclaimer"] = json!(disclaimer);
+        }
         let Some(first) = self.steps.first() else { return settings };
         settings["steps"] = json!(first.sigmas.len().saturating_sub(1));
         settings["sampler"] = json!(first.sampler.name());
