@@ -1,11 +1,15 @@
 //! What can be typed. Names follow the Python original and the official pipelines; what peers call the same thing is
 //! an alias.
 
+mod files;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::images::Images;
+
+pub use files::{CacheCommand, Decode, EncodeText};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -25,6 +29,15 @@ pub enum Command {
     /// Show what is in a model file or folder
     #[command(alias = "info")]
     Inspect(Inspect),
+    /// Encode a prompt into a file for generate --embedding
+    EncodeText(EncodeText),
+    /// Make a clip of latents that generate --skip-vae wrote
+    Decode(Decode),
+    /// Show or clear the cache of encoded prompts
+    Cache {
+        #[command(subcommand)]
+        command: Option<CacheCommand>,
+    },
     /// Have Gemma make a prompt of an idea
     Enhance(Enhance),
     /// Look into LoRA files, or merge them into a model
@@ -172,15 +185,28 @@ pub struct Generate {
     #[command(flatten, next_help_heading = "Guidance (dev models)")]
     pub guidance: Guidance,
 
-    /// Connector outputs from a file instead of a prompt
+    /// An encoded prompt (.npz or .safetensors) from ltx encode-text, instead of a prompt and a text encoder
     #[arg(long, value_name = "FILE", help_heading = "Files for reproduction")]
     pub embedding: Option<PathBuf>,
+    /// Neither read nor write the cache of encoded prompts
+    #[arg(long)]
+    pub no_cache: bool,
     /// Initial noise from a file instead of the seed
     #[arg(long, value_name = "FILE", help_heading = "Files for reproduction")]
     pub noise: Option<PathBuf>,
     /// Write the final latents
     #[arg(long, value_name = "FILE", help_heading = "Files for reproduction")]
     pub save_latents: Option<PathBuf>,
+
+    /// Do not decode: write <output>_latent.npz for ltx decode, and a picture of the latents
+    #[arg(long, help_heading = "Trying things out")]
+    pub skip_vae: bool,
+    /// No text encoder: contexts from the prompt's letters, which mean nothing
+    #[arg(long, conflicts_with_all = ["embedding", "enhance_prompt"], help_heading = "Trying things out")]
+    pub dummy_text: bool,
+    /// No transformer: decode noise
+    #[arg(long, conflicts_with = "enhance_prompt", help_heading = "Trying things out")]
+    pub placeholder: bool,
 
     /// Make a silent clip: the video alone is computed
     #[arg(long)]
@@ -234,6 +260,9 @@ pub struct Guidance {
     /// Classifier-free guidance scale; 1 is off [default: 3]
     #[arg(long, value_name = "SCALE", aliases = ["cfg-scale", "video-cfg-guidance-scale", "guidance-scale"])]
     pub cfg: Option<f32>,
+    /// Guide a distilled model all the same, which spoils the picture
+    #[arg(long)]
+    pub force_guidance: bool,
     /// Spatio-temporal guidance scale; 0 is off [default: 1]
     #[arg(long, value_name = "SCALE", alias = "video-stg-guidance-scale")]
     pub stg_scale: Option<f32>,

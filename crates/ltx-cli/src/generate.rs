@@ -1,11 +1,11 @@
 //! `ltx generate`
 
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ltx::diffusion::step::Sampler;
 use ltx::media::{Encoder, FrameRate, Options, Writer};
-use ltx::pipeline::{GuidanceOverride, Plan, Recipe, Request, UnreadPolicy};
+use ltx::pipeline::{Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, UnreadPolicy};
 use ltx::progress::{Event, Progress};
 use ltx::{Error, Result};
 use serde_json::json;
@@ -20,90 +20,182 @@ pub fn run(arguments: &Generate) -> Result<()> {
     let mut terminal = Terminal::new(arguments.quiet);
     if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
-        Plan::new(&request)?;
-        check_output(arguments)?;
+        check_output(arguments, &Plan::new(&request)?)?;
         crate::enhance::replace_prompt(&mut request, &mut terminal)?;
     }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
     // place to write to.
     let plan = Plan::new(&request)?;
-    let settings = plan.settings().to_string();
     let options = Options {
         width: plan.width() as u32,
         height: plan.height() as u32,
         rate: FrameRate::from_fps(request.frame_rate)?,
-        encoder: match arguments.encoder {
-            EncoderChoice::Builtin => Encoder::BuiltIn,
-            EncoderChoice::Ffmpeg => Encoder::Ffmpeg,
-        },
-        settings,
+        encoder: encoder(arguments.encoder),
+        settings: plan.settings().to_string(),
     };
-    check_output(arguments)?;
-    let mut writer = Writer::create(&arguments.output, &options)?;
+    check_output(arguments, &plan)?;
+    let writer = Writer::create(&arguments.output, &options)?;
     if let Some(path) = &arguments.save_latents {
         ltx::pipeline::check_latents_path(path)?;
+    }
+    if arguments.skip_vae {
+        drop(writer);
+        return skip_vae(arguments, &plan, terminal, started);
     }
 
     let clip = plan.run(&mut terminal)?;
     if let Some(path) = &arguments.save_latents {
         clip.latents.save(path)?;
     }
-    let phase = Event::Phase { name: "decode video".into(), steps: request.frames };
+    write(clip, writer, request.frames, &mut terminal)?;
+    let summary = Summary {
+        output: &arguments.output,
+        what: format!("{} frames of {}x{}", request.frames, plan.width(), plan.height()),
+        disclaimer: request.disclaimer(),
+        settings: plan.settings(),
+        timings: terminal.finish(),
+        started,
+    };
+    summary.print(Printing { json: arguments.json, timings: arguments.timings, quiet: arguments.quiet });
+    Ok(())
+}
+
+/// Writes latents and a picture of them in the place of a clip.
+fn skip_vae(arguments: &Generate, plan: &Plan, mut terminal: Terminal, started: Instant) -> Result<()> {
+    let [latents, picture] = LatentFile::paths(&arguments.output);
+    for path in [&latents, &picture] {
+        ltx::pipeline::check_latents_path(path)?;
+    }
+    let file = plan.latents(&arguments.output, &mut terminal)?;
+    if let Some(path) = &arguments.save_latents {
+        file.latents.save(path)?;
+    }
+    let mut settings = plan.settings();
+    settings["disclaimer"] = json!(match settings["disclaimer"].as_str() {
+        Some(other) => format!("a picture of latents, not a frame (--skip-vae); {other}"),
+        None => "a picture of latents, not a frame (--skip-vae)".into(),
+    });
+    let frame = file.picture()?;
+    let options = Options {
+        width: frame.width,
+        height: frame.height,
+        rate: FrameRate::from_fps(file.frame_rate)?,
+        encoder: Encoder::BuiltIn,
+        settings: settings.to_string(),
+    };
+    let mut writer = Writer::create(&picture, &options)?;
+    writer.push(&frame)?;
+    file.save(&latents)?;
+    writer.finish(None)?;
+    let summary = Summary {
+        output: &latents,
+        what: format!(
+            "latents, not a clip; make it with: ltx decode {}; their picture is {}",
+            latents.display(),
+            picture.display()
+        ),
+        disclaimer: settings["disclaimer"].as_str(),
+        settings: settings.clone(),
+        timings: terminal.finish(),
+        started,
+    };
+    summary.print(Printing { json: arguments.json, timings: arguments.timings, quiet: arguments.quiet });
+    Ok(())
+}
+
+/// Decodes a clip's frames into a writer, and finishes it.
+pub fn write(clip: Clip, mut writer: Writer, frames: usize, terminal: &mut Terminal) -> Result<()> {
+    let phase = Event::Phase { name: "decode video".into(), steps: frames };
     let mut stop = terminal.event(phase).is_break();
     if writer.wants_frames() {
         for (index, frame) in clip.frames.enumerate() {
             writer.push(&frame?)?;
-            stop |= terminal.event(Event::Step { done: index + 1, of: request.frames }).is_break();
+            stop |= terminal.event(Event::Step { done: index + 1, of: frames }).is_break();
             if stop {
                 return Err(Error::Cancelled);
             }
         }
     }
-    writer.finish(clip.audio.as_ref())?;
-    let timings = terminal.finish();
+    Ok(writer.finish(clip.audio.as_ref())?)
+}
 
-    let output = arguments.output.display().to_string();
-    if arguments.json {
-        let timings: serde_json::Map<_, _> =
-            timings.iter().map(|(name, took)| (name.clone(), json!(took.as_secs_f64()))).collect();
-        println!(
-            "{}",
-            json!({
-                "output": output, "seconds": started.elapsed().as_secs_f64(), "timings": timings,
-                "peak_memory_bytes": peak_memory(), "settings": plan.settings(),
-            })
-        );
-        return Ok(());
-    }
-    if arguments.timings {
-        let width = timings.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-        for (name, took) in &timings {
-            println!("{name:width$}  {}", seconds(*took));
+/// What is said at the end.
+pub struct Summary<'a> {
+    pub output: &'a Path,
+    pub what: String,
+    /// Why it is no result of the model, if it is none.
+    pub disclaimer: Option<&'a str>,
+    pub settings: serde_json::Value,
+    pub timings: Vec<(String, Duration)>,
+    pub started: Instant,
+}
+
+/// How it is said.
+#[derive(Clone, Copy)]
+pub struct Printing {
+    pub json: bool,
+    pub timings: bool,
+    pub quiet: bool,
+}
+
+impl Summary<'_> {
+    /// Prints it to stdout.
+    pub fn print(self, Printing { json: as_json, timings: with_timings, quiet }: Printing) {
+        let Self { output, what, disclaimer, settings, timings, started } = self;
+        let output = output.display().to_string();
+        if as_json {
+            let timings: serde_json::Map<_, _> =
+                timings.iter().map(|(name, took)| (name.clone(), json!(took.as_secs_f64()))).collect();
+            println!(
+                "{}",
+                json!({
+                    "output": output, "seconds": started.elapsed().as_secs_f64(), "timings": timings,
+                    "peak_memory_bytes": peak_memory(), "settings": settings,
+                })
+            );
+            return;
+        }
+        if with_timings {
+            let width = timings.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+            for (name, took) in &timings {
+                println!("{name:width$}  {}", seconds(*took));
+            }
+        }
+        if !quiet {
+            println!("{output}: {what} in {}", seconds(started.elapsed()));
+            if let Some(disclaimer) = disclaimer {
+                println!("{output}: {disclaimer}");
+            }
         }
     }
-    if !arguments.quiet {
-        println!(
-            "{output}: {} frames of {}x{} in {}",
-            request.frames,
-            plan.width(),
-            plan.height(),
-            seconds(started.elapsed())
-        );
+}
+
+pub fn encoder(choice: EncoderChoice) -> Encoder {
+    match choice {
+        EncoderChoice::Builtin => Encoder::BuiltIn,
+        EncoderChoice::Ffmpeg => Encoder::Ffmpeg,
     }
-    Ok(())
+}
+
+pub fn unread(allow: bool, strict: bool) -> UnreadPolicy {
+    match (allow, strict) {
+        (true, _) => UnreadPolicy::Allow,
+        (false, true) => UnreadPolicy::Strict,
+        (false, false) => UnreadPolicy::Component,
+    }
 }
 
 /// What the kind of output cannot hold, known before any work.
-fn check_output(arguments: &Generate) -> Result<()> {
+fn check_output(arguments: &Generate, plan: &Plan) -> Result<()> {
     let ending = arguments.output.extension().map(|ending| ending.to_ascii_lowercase());
     match ending.as_ref().and_then(|ending| ending.to_str()) {
         Some("png") if arguments.frames != 1 => Err(Error::request(
             format!("a PNG holds one frame, not {}", arguments.frames),
             "add --frames 1, or end --output in / for a folder of frames",
         )),
-        Some("wav") if arguments.no_audio => Err(Error::request(
+        Some("wav") if !plan.has_sound() => Err(Error::request(
             "a WAV of a silent clip",
-            "leave out --no-audio, or write another kind of file",
+            "leave out --no-audio, use an embedding with sound, or write another kind of file",
         )),
         _ => Ok(()),
     }
@@ -162,11 +254,12 @@ fn request(arguments: &Generate) -> Result<Request> {
         embedding: arguments.embedding.clone(),
         noise: arguments.noise.clone(),
         dtype: crate::dtype(arguments.dtype),
-        unread: match (arguments.allow_unread, arguments.strict) {
-            (true, _) => UnreadPolicy::Allow,
-            (false, true) => UnreadPolicy::Strict,
-            (false, false) => UnreadPolicy::Component,
-        },
+        cache: (!arguments.no_cache).then(crate::cache::open).flatten(),
+        dummy_text: arguments.dummy_text,
+        placeholder: arguments.placeholder,
+        skip_vae: arguments.skip_vae,
+        force_guidance: arguments.guidance.force_guidance,
+        unread: unread(arguments.allow_unread, arguments.strict),
     })
 }
 

@@ -4,7 +4,10 @@
 
 mod args;
 mod bench;
+mod cache;
+mod decode;
 mod devices;
+mod encode;
 mod enhance;
 mod generate;
 mod images;
@@ -30,6 +33,9 @@ fn main() -> ExitCode {
     match command {
         Command::Generate(arguments) => finish(generate::run(&arguments)),
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
+        Command::EncodeText(arguments) => finish(encode::run(&arguments)),
+        Command::Decode(arguments) => finish(decode::run(&arguments)),
+        Command::Cache { command } => finish(cache::run(command.as_ref())),
         Command::Enhance(arguments) => finish(enhance::run(&arguments)),
         Command::Lora(command) => finish(lora::run(&command)),
         Command::Verify(arguments) => verify::run(&arguments),

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod media;
 pub mod nn;
 pub mod noise;
+pub mod npz;
 pub mod pipeline;
 pub mod progress;
 pub mod shape;

@@ -35,6 +35,22 @@ impl Noise {
         (self.bits.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
+    /// The stream of [`new`](Self::new) after `drawn` deviates.
+    pub fn after(seed: u64, drawn: u64) -> Self {
+        let mut noise = Self::new(seed);
+        // Two deviates come from two numbers of 64 bits, and the generator counts in words of 32.
+        noise.bits.set_word_pos(u128::from(drawn / 2) * 4);
+        if drawn % 2 == 1 {
+            noise.draw();
+        }
+        noise
+    }
+
+    /// How many deviates were drawn.
+    pub fn drawn(&self) -> u64 {
+        (self.bits.get_word_pos() / 2) as u64 - u64::from(self.spare.is_some())
+    }
+
     /// The next deviate.
     pub fn draw(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
@@ -78,6 +94,21 @@ mod tests {
         let mut parts = stream.normal(&[3]).unwrap().to_f32().unwrap();
         parts.extend(stream.normal(&[1, 5]).unwrap().to_f32().unwrap());
         assert_eq!(parts, whole);
+    }
+
+    #[test]
+    fn a_stream_goes_on_where_another_was_left() {
+        for drawn in [0u64, 1, 2, 7, 64, 1001] {
+            let mut noise = Noise::new(9);
+            noise.normal(&[drawn as i32]).unwrap();
+            assert_eq!(noise.drawn(), drawn);
+            let mut later = Noise::after(9, drawn);
+            assert_eq!(later.drawn(), drawn);
+            assert_eq!(
+                (later.draw(), later.draw(), later.draw()),
+                (noise.draw(), noise.draw(), noise.draw())
+            );
+        }
     }
 
     #[test]

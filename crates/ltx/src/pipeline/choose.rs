@@ -1,28 +1,12 @@
-//! What a request leaves open, decided: recipe, guidance, noise levels, and where text and upsampler come from.
+//! What a request leaves open, decided: recipe, guidance, noise levels, and where the upsampler comes from.
 
-use super::conditioning::{EmbeddingFile, Widths};
-use super::{Generation, Kind, Recipe, Request};
+use super::{Generation, GuidanceOverride, Kind, Recipe, Request};
 use crate::checkpoint::{Checkpoint, Component, Config};
 use crate::diffusion::Both;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::schedule::{DEFAULT_TOKENS, DISTILLED, Schedule};
 use crate::dit;
 use crate::error::{Error, Result};
-use crate::text::GemmaFolder;
-
-/// Lightricks' default negative prompt, word for word: the models' guidance was tuned with it.
-const NEGATIVE_PROMPT: &str = include_str!("negative_prompt.txt");
-
-/// Where the contexts come from.
-#[derive(Debug)]
-pub enum Prompts {
-    Embedding(EmbeddingFile),
-    /// Token ids of the prompt, and of the negative prompt if guidance needs it.
-    Tokens {
-        gemma: GemmaFolder,
-        ids: Vec<Vec<u32>>,
-    },
-}
 
 /// The checkpoint with the spatial upsampler x2: the file that is named, or the one among the model's files.
 pub fn upsampler(request: &Request, checkpoint: &Checkpoint) -> Result<Option<Checkpoint>> {
@@ -81,30 +65,41 @@ pub fn guidance(
     kind: Kind,
     generation: &Generation,
     transformer: &dit::Config,
+    audio: bool,
+    notes: &mut Vec<String>,
 ) -> Result<Both<Guidance>> {
-    let given = [&request.video_guidance, &request.audio_guidance];
     if kind == Kind::Distilled {
-        if given.iter().any(|guidance| !guidance.is_empty()) {
+        // Asking for none is not asking for guidance.
+        let asked = |given: &GuidanceOverride| given.over(Guidance::OFF) != Guidance::OFF;
+        if !asked(&request.video_guidance) && !asked(&request.audio_guidance) {
+            return Ok(Both::default());
+        }
+        if !request.force_guidance {
             return Err(Error::request(
                 "distilled models take no guidance: it was trained into them, and applying it again spoils the picture",
-                "leave out the guidance options, or use a dev model with --recipe one-stage",
+                "leave out the guidance options, use a dev model with --recipe one-stage, or insist with --force-guidance",
             ));
         }
-        return Ok(Both::default());
+        notes.push("guidance of a distilled model was forced: expect harsh contrast and colours".into());
     }
-    let (video, mut sound) = match recipe {
-        Recipe::TwoStageHq => (generation.hq_video_guidance(), generation.hq_audio_guidance()),
+    let (video, mut sound) = match (kind, recipe) {
+        // What is forced is what was asked for, and nothing beside it.
+        (Kind::Distilled, _) => {
+            let off = Guidance { stg_blocks: vec![generation.stg_block], ..Guidance::OFF };
+            (off.clone(), request.video_guidance.over(off))
+        }
+        (_, Recipe::TwoStageHq) => (generation.hq_video_guidance(), generation.hq_audio_guidance()),
         _ => (generation.video_guidance(), generation.audio_guidance()),
     };
     let mut video = request.video_guidance.over(video);
     // Blocks belong to the model, not to a modality: chosen for the video, they hold for the sound too.
     sound.stg_blocks = video.stg_blocks.clone();
     let sound = request.audio_guidance.over(sound);
-    if !request.audio {
+    if !audio {
         // Without sound there is no other modality to agree with.
         video.modality = 1.0;
     }
-    let guidance = Both { video: Some(video), audio: request.audio.then_some(sound) };
+    let guidance = Both { video: Some(video), audio: audio.then_some(sound) };
     for (modality, guidance) in guidance.iter() {
         if let Some(block) =
             guidance.stg_blocks.iter().find(|&&block| guidance.stg != 0.0 && block >= transformer.layers)
@@ -148,36 +143,4 @@ pub fn sigmas(
             Schedule::Distilled.sigmas(steps, DEFAULT_TOKENS)?
         }
     })
-}
-
-pub fn prompts(request: &Request, transformer: &dit::Config, negative: bool) -> Result<Prompts> {
-    if let Some(path) = &request.embedding {
-        let audio = request.audio.then_some(transformer.audio.context_width());
-        let widths = Widths { video: transformer.video.context_width(), audio, negative };
-        return Ok(Prompts::Embedding(EmbeddingFile::open(path, widths)?));
-    }
-    let folder = request.gemma.as_ref().ok_or_else(|| {
-        Error::request(
-            "there is no text encoder",
-            "give the folder of Gemma 3 with --gemma, or connector outputs with --embedding",
-        )
-    })?;
-    let gemma = GemmaFolder::open(folder)?;
-    let tokenizer = gemma.tokenizer()?;
-    let mut ids = vec![tokenizer.encode(request.prompt.as_deref().unwrap_or_default())?];
-    if negative {
-        ids.push(match &request.negative_prompt {
-            Some(text) => tokenizer.encode(text)?,
-            None => tokenizer.encode_cut(NEGATIVE_PROMPT)?,
-        });
-    }
-    let rows = gemma
-        .weights(request.dtype)
-        .shape("embed_tokens.weight")
-        .and_then(|shape| shape.first().copied())
-        .unwrap_or(0);
-    for ids in &ids {
-        tokenizer.check_rows(ids, rows)?;
-    }
-    Ok(Prompts::Tokens { gemma, ids })
 }

@@ -1,4 +1,4 @@
-//! Files that stand in for the text encoder and for the seed, so that a run can be compared with another program's.
+//! What a stage begins with: contexts, noise from the seed or from a file, and the sizes of both modalities' latents.
 
 use std::path::Path;
 
@@ -20,61 +20,6 @@ pub const AUDIO_BINS: i32 = 16;
 pub struct Text {
     pub positive: Contexts,
     pub negative: Option<Contexts>,
-}
-
-/// Widths of the contexts that the transformer takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Widths {
-    pub video: i32,
-    pub audio: Option<i32>,
-    pub negative: bool,
-}
-
-/// Connector outputs from a safetensors file: `video_context`, `audio_context` (1, tokens, width), and the same with
-/// `negative_` in front for guided runs. Opening checks names and shapes; [`EmbeddingFile::read`] reads.
-#[derive(Debug)]
-pub struct EmbeddingFile {
-    file: File,
-    widths: Widths,
-}
-
-impl EmbeddingFile {
-    pub fn open(path: &Path, widths: Widths) -> Result<Self> {
-        let embedding = Self { file: File::open(path)?, widths };
-        let required = if widths.negative { &["", "negative_"][..] } else { &[""] };
-        for prefix in required {
-            embedding.check(&format!("{prefix}video_context"), widths.video)?;
-            if let Some(width) = widths.audio {
-                embedding.check(&format!("{prefix}audio_context"), width)?;
-            }
-        }
-        Ok(embedding)
-    }
-
-    fn check(&self, name: &str, width: i32) -> Result<()> {
-        let (path, remedy) = (self.file.path(), "make the embedding with this model's text path");
-        let info = self.file.info(name).ok_or_else(|| Error::file(path, name, "is missing", remedy))?;
-        match info.shape.as_slice() {
-            &[1, tokens, own] if tokens > 0 && own == width as usize => Ok(()),
-            shape => {
-                Err(Error::file(path, name, format!("has shape {shape:?}, not (1, tokens, {width})"), remedy))
-            }
-        }
-    }
-
-    pub fn read(&self, dtype: Dtype) -> Result<Text> {
-        let contexts = |prefix: &str| -> Result<Contexts> {
-            let read = |name: &str| -> Result<Array> {
-                Ok(self.file.array(&format!("{prefix}{name}"))?.astype(dtype)?)
-            };
-            let audio = self.widths.audio.map(|_| read("audio_context")).transpose()?;
-            Ok(Contexts { video: read("video_context")?, audio })
-        };
-        Ok(Text {
-            positive: contexts("")?,
-            negative: self.widths.negative.then(|| contexts("negative_")).transpose()?,
-        })
-    }
 }
 
 /// Where a run's initial noise comes from.
@@ -203,18 +148,28 @@ impl Shapes {
         format!("{name}{}", if self.second { "_stage_2" } else { "" })
     }
 
+    /// A latent's shape, as it stands in a file.
+    pub fn latent(&self, modality: Modality) -> Option<Vec<i32>> {
+        let channels = self.audio_channels / AUDIO_BINS;
+        match modality {
+            Modality::Video => Some(self.frames(self.video.frames)),
+            Modality::Audio => self.audio.map(|audio| vec![1, channels, audio.frames as i32, AUDIO_BINS]),
+        }
+    }
+
+    /// The shape of so many latent frames.
+    fn frames(&self, frames: usize) -> Vec<i32> {
+        let LatentShape { height, width, .. } = self.video;
+        vec![1, self.video_channels, frames as i32, height as i32, width as i32]
+    }
+
     /// Names and shapes of the noise that a file must hold.
     fn noise(&self) -> Vec<(String, Vec<i32>)> {
-        let LatentShape { frames, height, width } = self.video;
-        let video = |frames| vec![1, self.video_channels, frames as i32, height as i32, width as i32];
-        let mut noise = vec![(self.named("video"), video(frames))];
+        let mut noise = vec![(self.named("video"), self.frames(self.video.frames))];
         if self.keyframes > 0 {
-            noise.push((self.named("video_keyframes"), video(self.keyframes)));
+            noise.push((self.named("video_keyframes"), self.frames(self.keyframes)));
         }
-        if let Some(audio) = self.audio {
-            let shape = vec![1, self.audio_channels / AUDIO_BINS, audio.frames as i32, AUDIO_BINS];
-            noise.push((self.named("audio"), shape));
-        }
+        noise.extend(self.latent(Modality::Audio).map(|shape| (self.named("audio"), shape)));
         noise
     }
 }

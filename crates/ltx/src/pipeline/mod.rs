@@ -9,6 +9,7 @@ mod conditioning;
 mod decode;
 mod generation;
 mod images;
+mod latent_file;
 mod networks;
 mod plan;
 mod prompted;
@@ -16,12 +17,16 @@ mod recipe;
 mod request;
 mod run;
 mod stage;
+mod text;
 
 pub(crate) use conditioning::Text;
 pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
+pub use decode::Decoding;
 pub use generation::{Generation, Kind};
 pub use images::{ImageCondition, ImageSource};
+pub use latent_file::LatentFile;
 pub use plan::Plan;
 pub use request::{GuidanceOverride, Recipe, Request, UnreadPolicy};
+pub use text::{TextPlan, TextRequest};

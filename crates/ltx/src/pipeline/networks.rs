@@ -4,14 +4,13 @@ use std::ops::ControlFlow;
 
 use mlx::Dtype;
 
-use super::choose::Prompts;
+use super::text::Prompts;
 use super::{Plan, UnreadPolicy};
 use crate::audio_vae::AudioDecoder;
 use crate::checkpoint::{Checkpoint, Component, Config, Unread, Weights};
 use crate::dit::Dit;
 use crate::error::Result;
 use crate::progress::Progress;
-use crate::text::{Connectors, Gemma, Projection};
 use crate::upsampler::Upsampler;
 use crate::video_vae::{ConvDecoder, Encoder};
 use crate::vocoder::Vocoder;
@@ -70,13 +69,25 @@ impl Plan<'_> {
     pub(super) fn check_networks(&self) -> Result<()> {
         let loader = self.loader();
         let silent: &mut dyn Progress = &mut |_| ControlFlow::Continue(());
-        if let Prompts::Tokens { gemma, .. } = &self.prompts {
-            let weights = gemma.weights(self.request.dtype);
-            Gemma::load(&weights, gemma)?;
-            loader.finish(&weights, "text encoder", Unread::Refuse, silent)?;
-            loader.load(&self.checkpoint, Component::Projection, silent, Projection::load)?;
-            loader.load(&self.checkpoint, Component::Connector, silent, Connectors::load)?;
+        if let Prompts::Encode(encoding) = &self.prompts {
+            encoding.check(loader, &self.checkpoint, silent)?;
         }
+        if !self.request.placeholder {
+            self.check_denoising(silent)?;
+        }
+        if !self.request.skip_vae {
+            check_decoders(
+                loader,
+                &self.checkpoint,
+                (self.video.height, self.video.width),
+                self.audio.is_some(),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn check_denoising(&self, silent: &mut dyn Progress) -> Result<()> {
+        let loader = self.loader();
         if !self.images.is_empty() {
             loader.load(&self.checkpoint, Component::VideoEncoder, silent, Encoder::load)?;
         }
@@ -86,13 +97,22 @@ impl Plan<'_> {
         if let Some(files) = self.upsampler.as_ref().filter(|_| self.recipe.two_stages()) {
             loader.load(files, Component::Upsampler, silent, Upsampler::load)?;
         }
-        loader
-            .load(&self.checkpoint, Component::VideoDecoder, silent, ConvDecoder::load)?
-            .check_size(self.video.height, self.video.width)?;
-        if self.audio.is_some() {
-            loader.load(&self.checkpoint, Component::AudioDecoder, silent, AudioDecoder::load)?;
-            loader.load(&self.checkpoint, Component::Vocoder, silent, Vocoder::load)?;
-        }
         Ok(())
     }
+}
+
+/// Builds the networks that decode a clip of a height and width, with sound or without.
+pub(super) fn check_decoders(
+    loader: Loader,
+    files: &Checkpoint,
+    (height, width): (usize, usize),
+    audio: bool,
+) -> Result<()> {
+    let silent: &mut dyn Progress = &mut |_| ControlFlow::Continue(());
+    loader.load(files, Component::VideoDecoder, silent, ConvDecoder::load)?.check_size(height, width)?;
+    if audio {
+        loader.load(files, Component::AudioDecoder, silent, AudioDecoder::load)?;
+        loader.load(files, Component::Vocoder, silent, Vocoder::load)?;
+    }
+    Ok(())
 }

@@ -2,16 +2,18 @@
 
 use serde_json::{Value, json};
 
-use super::choose::{Prompts, prompts, recipe, upsampler};
+use super::choose::{recipe, upsampler};
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
 use super::images::Images;
 use super::recipe::{Circumstances, Steps, with_loras};
+use super::text::{Prompts, prompts, widths};
 use super::{Generation, Kind, Recipe, Request};
 use crate::checkpoint::{Checkpoint, Component, Config};
 use crate::diffusion::guidance::Guidance;
 use crate::dit;
 use crate::error::{Error, Result};
 use crate::shape::{AudioShape, VideoShape};
+use crate::text::Embedding;
 
 /// A checked request, ready to run.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct Plan<'a> {
     pub(super) audio: Option<AudioShape>,
     pub(super) transformer: dit::Config,
     pub(super) steps: Vec<Steps>,
+    /// The text, as far as it is known.
+    pub(super) prompt: Option<String>,
     pub(super) prompts: Prompts,
     pub(super) images: Images,
     pub(super) notes: Vec<String>,
@@ -33,7 +37,7 @@ impl<'a> Plan<'a> {
     /// Checks everything that can be checked without weights: sizes, files, headers, shapes, the prompt's length.
     pub fn new(request: &'a Request) -> Result<Self> {
         request.check()?;
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = request.disclaimer().into_iter().map(String::from).collect();
         let checkpoint = Checkpoint::open(&request.models)?;
         let (_, config) = checkpoint.component(Component::Dit, request.dtype)?;
         let transformer = dit::Config::new(&config)?;
@@ -47,9 +51,15 @@ impl<'a> Plan<'a> {
         let height = request.height.unwrap_or(recipe.default_height());
         let video = VideoShape { frames: request.frames, height, width: request.width };
         video.check(recipe.size_multiple())?;
-        let audio =
-            request.audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
-        if recipe.two_stages() && upsampler.is_none() {
+        let path = request.embedding.as_ref().filter(|_| !request.placeholder);
+        let embedding = path.map(|path| Embedding::open(path, widths(&transformer))).transpose()?;
+        let silent = embedding.as_ref().is_some_and(|embedding| embedding.positive.audio.is_none());
+        if silent && request.audio {
+            notes.push("the embedding knows nothing of sound: the clip will be silent".into());
+        }
+        let audio = request.audio && !silent;
+        let audio = audio.then(|| AudioShape::of_video(request.frames, request.frame_rate)).transpose()?;
+        if recipe.two_stages() && upsampler.is_none() && !request.placeholder {
             return Err(Error::request(
                 format!("the {} recipe needs the latent upsampler x2", recipe.name()),
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
@@ -65,11 +75,13 @@ impl<'a> Plan<'a> {
             model: &checkpoint,
             transformer: &transformer,
             tokens: first.latent().tokens(),
+            audio: audio.is_some(),
         };
         let steps = circumstances.stages(&mut notes)?;
         let negative =
             steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
-        let prompts = prompts(request, &transformer, negative)?;
+        let prompt = request.prompt.clone().or(embedding.as_ref().and_then(|known| known.prompt.clone()));
+        let prompts = prompts(request, &checkpoint, &transformer, embedding, negative, &mut notes)?;
         let mut plan = Self {
             request,
             checkpoint,
@@ -79,6 +91,7 @@ impl<'a> Plan<'a> {
             audio,
             transformer,
             steps,
+            prompt,
             prompts,
             images: Images::default(),
             notes,
@@ -110,6 +123,11 @@ impl<'a> Plan<'a> {
         self.video.height
     }
 
+    /// Whether the clip will have sound.
+    pub fn has_sound(&self) -> bool {
+        self.audio.is_some()
+    }
+
     /// Everything that makes the clip, decided: what was asked for and what was filled in.
     pub fn settings(&self) -> Value {
         let mut settings = self.request.settings();
@@ -117,6 +135,11 @@ impl<'a> Plan<'a> {
         settings["model_version"] = json!(self.checkpoint.version());
         settings["height"] = json!(self.video.height);
         settings["images"] = self.images.settings();
+        settings["prompt"] = json!(self.prompt);
+        settings["audio"] = json!(self.has_sound());
+        if let Some(disclaimer) = self.request.disclaimer() {
+            settings["disclaimer"] = json!(disclaimer);
+        }
         let Some(first) = self.steps.first() else { return settings };
         settings["steps"] = json!(first.sigmas.len().saturating_sub(1));
         settings["sampler"] = json!(first.sampler.name());

@@ -105,6 +105,8 @@ pub(super) struct Circumstances<'a> {
     pub transformer: &'a dit::Config,
     /// Video tokens of the first stage.
     pub tokens: usize,
+    /// Whether there will be sound.
+    pub audio: bool,
 }
 
 impl Circumstances<'_> {
@@ -121,7 +123,15 @@ impl Circumstances<'_> {
             name: if recipe.two_stages() { "denoise at half size" } else { "denoise" },
             sampler: request.sampler.unwrap_or(own),
             sigmas: sigmas(request, recipe, self.kind, self.generation, self.tokens, notes)?,
-            guidance: guidance(request, recipe, self.kind, self.generation, self.transformer)?,
+            guidance: guidance(
+                request,
+                recipe,
+                self.kind,
+                self.generation,
+                self.transformer,
+                self.audio,
+                notes,
+            )?,
             model: Some(first_model.unwrap_or_else(|| self.model.clone())),
             distilled_strength: first_strength,
         }];

@@ -9,6 +9,10 @@ use super::images::{self, ImageCondition};
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::step::Sampler;
 use crate::error::{Error, Result};
+use crate::text::EmbeddingCache;
+
+/// What made a clip, in its settings.
+pub(super) const PROGRAM: &str = concat!("ltx ", env!("CARGO_PKG_VERSION"));
 
 /// How to denoise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +66,6 @@ pub struct GuidanceOverride {
 }
 
 impl GuidanceOverride {
-    /// Whether it asks for anything.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// `base` with what this asks for.
     pub fn over(&self, base: Guidance) -> Guidance {
         Guidance {
@@ -134,8 +133,18 @@ pub struct Request {
     pub audio_guidance: GuidanceOverride,
     /// Whether to make sound.
     pub audio: bool,
-    /// Connector outputs instead of a prompt.
+    /// An encoded prompt instead of a prompt.
     pub embedding: Option<PathBuf>,
+    /// Where prompts that were encoded before are kept.
+    pub cache: Option<EmbeddingCache>,
+    /// Contexts that mean nothing, from the prompt's letters, instead of the text encoder's.
+    pub dummy_text: bool,
+    /// Noise instead of what the transformer would make of it.
+    pub placeholder: bool,
+    /// Stop before decoding: [`Plan::latents`](super::Plan::latents) instead of [`Plan::run`](super::Plan::run).
+    pub skip_vae: bool,
+    /// Guide a distilled model, which was not made for it.
+    pub force_guidance: bool,
     /// Initial noise instead of the seed's.
     pub noise: Option<PathBuf>,
     /// Type of weights and activations.
@@ -147,8 +156,11 @@ pub struct Request {
 impl Request {
     /// Checks what needs no file.
     pub fn check(&self) -> Result<()> {
+        if self.dummy_text && self.embedding.is_some() {
+            return Err(Error::request("both a dummy text and an embedding", "give one of them"));
+        }
         match (&self.prompt, &self.embedding) {
-            (None, None) => {
+            (None, None) if !self.placeholder => {
                 return Err(Error::request(
                     "there is no prompt",
                     "say what the clip shows: ltx generate \"a red boat on a lake\" …",
@@ -204,7 +216,7 @@ impl Request {
                 .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
         };
         json!({
-            "program": format!("ltx {}", env!("CARGO_PKG_VERSION")),
+            "program": PROGRAM,
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             "model": self.models.iter().map(name).collect::<Vec<_>>(),
@@ -221,5 +233,14 @@ impl Request {
             "audio": self.audio,
             "dtype": self.dtype.to_string(),
         })
+    }
+
+    /// Why the clip is no result of the model, if it is none.
+    pub fn disclaimer(&self) -> Option<&'static str> {
+        match (self.placeholder, self.dummy_text) {
+            (true, _) => Some("not a real result: noise in place of the model (--placeholder)"),
+            (false, true) => Some("not a real result: the text was a dummy (--dummy-text)"),
+            (false, false) => None,
+        }
     }
 }

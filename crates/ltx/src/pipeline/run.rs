@@ -1,81 +1,98 @@
 //! The run of a plan: text, denoising stage by stage, decoding.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mlx::{Array, Dtype};
 
-use super::choose::Prompts;
 use super::clip::check_finite;
-use super::conditioning::{NoiseSource, Text};
-use super::images::Condition;
+use super::conditioning::{AUDIO_BINS, NoiseSource, Text};
+use super::latent_file::{LatentFile, absolute};
 use super::stage::Stage;
+use super::text::{Prompts, text};
 use super::{Clip, Latents, Plan, decode};
-use crate::checkpoint::{Component, Unread};
+use crate::checkpoint::Component;
+use crate::diffusion::patchify::{audio_latent, video_latent};
 use crate::dit::Dit;
 use crate::error::{Error, Result};
+use crate::noise::Noise;
 use crate::progress::Progress;
-use crate::text::{Connectors, Gemma, MAX_TOKENS, Projection};
+use crate::shape::Modality;
 use crate::upsampler::Upsampler;
 use crate::video_vae::{Encoder, Statistics};
 
 impl Plan<'_> {
     /// Makes the clip. Its frames are decoded when they are asked for.
     pub fn run(&self, progress: &mut dyn Progress) -> Result<Clip> {
+        let (latents, noise) = self.make(progress)?;
+        decode::clip(self.loader(), &self.checkpoint, latents, noise, progress)
+    }
+
+    /// Makes the latents of the clip that `output` would be, to be decoded later.
+    pub fn latents(&self, output: &Path, progress: &mut dyn Progress) -> Result<LatentFile> {
+        let (latents, noise) = self.make(progress)?;
+        Ok(LatentFile {
+            latents,
+            settings: self.settings(),
+            models: self.request.models.iter().map(|path| absolute(path)).collect(),
+            dtype: Some(self.request.dtype),
+            frame_rate: self.request.frame_rate,
+            seed: self.request.seed,
+            noise: noise.drawn(),
+            output: output.file_name().map(|_| output.into()),
+        })
+    }
+
+    /// The latents, and the noise that is left for the decoder.
+    fn make(&self, progress: &mut dyn Progress) -> Result<(Latents, Noise)> {
         for note in &self.notes {
             progress.note(note)?;
         }
-        let text = self.text(progress)?;
         let mut noise = NoiseSource::new(self.request.noise.as_deref(), self.request.seed)?;
+        let latents = match &self.prompts {
+            Prompts::None => self.placeholder(&mut noise)?,
+            Prompts::Known(text) => self.denoise(text, &mut noise, progress)?,
+            Prompts::Encode(encoding) => {
+                let text = text(encoding.run(self.loader(), &self.checkpoint, progress)?)?;
+                self.denoise(&text, &mut noise, progress)?
+            }
+        };
+        Ok((latents, noise.decoder_noise(self.request.seed)))
+    }
+
+    /// The noise of the last stage, as it is.
+    fn placeholder(&self, noise: &mut NoiseSource) -> Result<Latents> {
+        let shapes = self.stages().pop();
+        let shapes =
+            shapes.ok_or_else(|| Error::request("a recipe without stages", "choose another --recipe"))?;
+        let mut draw = |modality: Modality| -> Result<Option<Array>> {
+            let Some(shape) = shapes.latent(modality) else { return Ok(None) };
+            let tokens = match (modality, shape.as_slice()) {
+                (Modality::Video, &[one, channels, frames, height, width]) => {
+                    [one, frames * height * width, channels]
+                }
+                (_, &[one, channels, frames, bins]) => [one, frames, channels * bins],
+                _ => return Ok(None),
+            };
+            let drawn = noise.draw(&shapes, modality, &tokens)?;
+            let latent = match modality {
+                Modality::Video => video_latent(&drawn, shapes.video)?,
+                Modality::Audio => audio_latent(&drawn, shapes.audio_channels / AUDIO_BINS)?,
+            };
+            Ok(Some(latent))
+        };
+        let video = draw(Modality::Video)?;
+        let video = video.ok_or_else(|| Error::request("a clip without video", "ask for a video"))?;
+        Ok(Latents { video, audio: draw(Modality::Audio)? })
+    }
+
+    fn denoise(&self, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
         let images = self.images.encode(&self.stages(), progress, |progress| {
             self.loader().load(&self.checkpoint, Component::VideoEncoder, progress, Encoder::load)
         })?;
-        let latents = self.denoise(&text, &images, &mut noise, progress)?;
-        drop(text);
-        let (loader, files) = (self.loader(), &self.checkpoint);
-        let audio = latents.audio.as_ref();
-        let audio = audio.map(|latent| decode::audio(loader, files, latent, progress)).transpose()?;
-        let noise = noise.decoder_noise(self.request.seed);
-        let frames = decode::video(loader, files, &latents.video, noise, progress)?;
-        Ok(Clip { latents, frames, audio })
-    }
-
-    fn text(&self, progress: &mut dyn Progress) -> Result<Text> {
-        let (gemma, ids) = match &self.prompts {
-            Prompts::Embedding(file) => return file.read(self.request.dtype),
-            Prompts::Tokens { gemma, ids } => (gemma, ids),
-        };
-        progress.phase("encode text", 0)?;
-        let weights = gemma.weights(self.request.dtype);
-        let network = Gemma::load(&weights, gemma)?;
-        self.loader().finish(&weights, "text encoder", Unread::Refuse, progress)?;
-        let states = network.hidden_states(ids)?;
-        let projection =
-            self.loader().load(&self.checkpoint, Component::Projection, progress, Projection::load)?;
-        let features = states.iter().map(|states| projection.forward(states)).collect::<Result<Vec<_>>>()?;
-        drop((states, projection));
-        let connectors =
-            self.loader().load(&self.checkpoint, Component::Connector, progress, Connectors::load)?;
-        let mut contexts = features
-            .iter()
-            .map(|features| connectors.forward(features, MAX_TOKENS as i32))
-            .collect::<Result<Vec<_>>>()?
-            .into_iter();
-        let positive = contexts.next().ok_or_else(|| Error::request("there is no prompt", "give one"))?;
-        Ok(Text { positive, negative: contexts.next() })
-    }
-
-    /// `images`: those of each stage.
-    fn denoise(
-        &self,
-        text: &Text,
-        images: &[Vec<Condition>],
-        noise: &mut NoiseSource,
-        progress: &mut dyn Progress,
-    ) -> Result<Latents> {
         let mut done: Option<Latents> = None;
         let mut sound = None;
         let mut dit = None;
-        for ((steps, shapes), images) in self.steps.iter().zip(self.stages()).zip(images) {
+        for ((steps, shapes), images) in self.steps.iter().zip(self.stages()).zip(&images) {
             if steps.model.is_some() {
                 drop(dit.take()); // One transformer at a time, and none beside the upsampler.
             }

@@ -2,10 +2,12 @@
 //!
 //! `tokenizer` turns the prompt into ids, `gemma` those into hidden states of all layers, `projection` the stack of
 //! hidden states into features, and `connector` the features into the contexts that the transformer attends to. Only
-//! real tokens are computed: padding is masked everywhere and replaced by learned registers at the end. `generation` lets
-//! Gemma write, and `enhance` asks it to write a better prompt.
+//! real tokens are computed: padding is masked everywhere and replaced by learned registers at the end. `embedding` reads
+//! and writes contexts, `cache` keeps them. `generation` lets Gemma write, and `enhance` asks it to write a better prompt.
 
+mod cache;
 mod connector;
+mod embedding;
 mod enhance;
 mod folder;
 mod gemma;
@@ -13,7 +15,10 @@ mod generation;
 mod projection;
 mod tokenizer;
 
+pub(crate) use cache::Identity;
+pub use cache::{CachedEmbedding, EmbeddingCache};
 pub use connector::{Connector, Connectors};
+pub use embedding::{Embedding, ORIGINAL_TOKENS, Widths, dummy, is_npz};
 pub use enhance::{Scene, enhance};
 pub use folder::GemmaFolder;
 pub use gemma::Gemma;
