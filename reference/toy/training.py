@@ -1,0 +1,141 @@
+"""One training loop for every part: seeded batches, averaged weights, checkpoints, a log of JSON lines.
+
+A part's script gives modules, a batch maker and a loss. A run stops after `--minutes` or `--steps`, and the next
+run of the same command goes on where it stopped.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+
+SAVE_SECONDS = 150
+
+
+def arguments(description, rate, batch):
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after that long")
+    parser.add_argument("--steps", type=int, default=10**9, help="stop after that many steps in all")
+    parser.add_argument("--cool", type=int, default=0, help="lower the learning rate to 0 over the last of --steps")
+    parser.add_argument("--rate", type=float, default=rate)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+class Training:
+    """Modules by name, their optimizer and averages, and where they are saved."""
+
+    def __init__(self, part, modules, options, note=None):
+        torch.set_num_threads(options.threads)
+        self.part, self.modules, self.options = part, modules, options
+        self.step, self.seconds, self.note = 0, 0.0, note or {}
+        for module in modules.values():
+            module.to(options.device)
+        weights = [weight for module in modules.values() for weight in module.parameters() if weight.requires_grad]
+        self.weights = weights
+        self.optimizer = torch.optim.AdamW(weights, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.average = {name: self._copy(module) for name, module in modules.items()}
+        options.runs.mkdir(parents=True, exist_ok=True)
+        self.file = options.runs / f"{part}.pt"
+        if self.file.exists():
+            self._resume()
+
+    @staticmethod
+    def _copy(module):
+        return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+    def _resume(self):
+        saved = torch.load(self.file, map_location=self.options.device, weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(saved["weights"][name])
+        self.average, self.step, self.seconds = saved["average"], saved["step"], saved["seconds"]
+        self.note = saved["note"] | self.note
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+    def save(self):
+        weights = {name: module.state_dict() for name, module in self.modules.items()}
+        state = {"weights": weights, "average": self.average, "optimizer": self.optimizer.state_dict(),
+                 "step": self.step, "seconds": self.seconds, "note": self.note}
+        scratch = self.file.with_suffix(".writing")
+        torch.save(state, scratch)
+        scratch.replace(self.file)
+
+    def log(self, **metrics):
+        line = {"part": self.part, "step": self.step, "minutes": round(self.seconds / 60, 1)} | metrics
+        line = {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in line.items()}
+        with open(self.options.runs / f"{self.part}.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    def _rate(self):
+        left = self.options.steps - self.step
+        cool = min(1.0, left / self.options.cool) if self.options.cool else 1.0
+        return self.options.rate * min(1.0, (self.step + 1) / 200) * (0.5 - 0.5 * math.cos(math.pi * cool))
+
+    def _average(self):
+        # Young averages follow quickly, old ones over about a thousand steps.
+        keep = min(0.999, (1 + self.step) / (10 + self.step))
+        for name, module in self.modules.items():
+            for key, value in module.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name][key].lerp_(value, 1 - keep)
+
+    def averaged(self):
+        """The modules with the averaged weights in them; call the answer to put the trained ones back."""
+        trained = {name: self._copy(module) for name, module in self.modules.items()}
+        for name, module in self.modules.items():
+            module.load_state_dict(self.average[name])
+
+        def restore():
+            for name, module in self.modules.items():
+                module.load_state_dict(trained[name])
+
+        return restore
+
+    def run(self, batch, loss, measure, every=50, measure_every=1000):
+        """`batch(step)` → inputs; `loss(inputs)` → (scalar, metrics); `measure()` → metrics of the averaged weights."""
+        began, saved, sums = time.monotonic(), time.monotonic(), {}
+        while self.step < self.options.steps and time.monotonic() - began < 60 * self.options.minutes:
+            start = time.monotonic()
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate()
+            torch.manual_seed(self.options.seed * 1_000_003 + self.step)
+            value, metrics = loss(batch(self.step))
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+                self._average()
+            self.step += 1
+            for key, number in ({"loss": value, "norm": norm} | metrics).items():
+                sums.setdefault(key, []).append(float(number.detach()))
+            self.seconds += time.monotonic() - start
+            if self.step % every == 0:
+                self.log(**{key: sum(numbers) / len(numbers) for key, numbers in sums.items()})
+                sums = {}
+            if self.step % measure_every == 0:
+                self.measure(measure)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save()
+                saved = time.monotonic()
+        self.measure(measure)
+        self.save()
+
+    def measure(self, measure):
+        restore = self.averaged()
+        with torch.inference_mode():
+            metrics = measure()
+        restore()
+        self.log(**metrics)
+
+
+def autocast(device):
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
