@@ -18,7 +18,7 @@ from ltx_core.model.upsampler.model_configurator import LatentUpsamplerConfigura
 from ltx_core.text_encoders.gemma.config import GEMMA3_CONFIG_FOR_LTX  # noqa: E402
 
 LATENT = 32  # channels of a video latent, and the width at which ltx-core 1.0.0 starts the encoder
-AUDIO_LATENT = 4  # channels of an audio latent, each of 16 mel bands
+AUDIO_LATENT = 2  # channels of an audio latent, each of 16 mel bands
 TEXT_WIDTH, TEXT_LAYERS = 128, 4
 HEADS, VIDEO_HEAD, AUDIO_HEAD = 5, 32, 16
 
@@ -68,7 +68,7 @@ OVERRIDES = {
         ),
     },
     "audio_vae": {"model": {"params": {"ddconfig": {
-        "ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "z_channels": AUDIO_LATENT,
+        "ch": AUDIO_LATENT * 16, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "z_channels": AUDIO_LATENT,
     }}}},
     "vocoder": {
         "vocoder": {

@@ -20,7 +20,6 @@ from scipy import ndimage
 import sound
 import world
 
-RATE = 16000
 SMALLEST = 0.003  # of the frame's area: less is noise
 CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
@@ -35,7 +34,7 @@ def read_frames(path):
 
 def read_sound(path):
     """(samples,) at 16 kHz, both sides mixed; nothing when the file has no sound."""
-    command = ["ffmpeg", "-v", "error", "-i", str(path), "-vn", "-ac", "1", "-ar", str(RATE), "-f", "f32le", "-"]
+    command = ["ffmpeg", "-v", "error", "-i", str(path), "-vn", "-ac", "1", "-ar", str(sound.RATE), "-f", "f32le", "-"]
     answer = subprocess.run(command, capture_output=True, check=False)
     return np.frombuffer(answer.stdout, np.float32)
 
@@ -139,9 +138,9 @@ def listen(samples):
     """The pitch class of the strongest partial at the clip's beginning, or "silent"."""
     if len(samples) == 0 or np.sqrt(np.mean(samples**2)) < 0.004:
         return "silent"
-    start = samples[int(0.01 * RATE) : int(0.15 * RATE)]
+    start = samples[int(0.01 * sound.RATE) : int(0.15 * sound.RATE)]
     spectrum = np.abs(np.fft.rfft(start * np.hanning(len(start)), 1 << 15))
-    hertz = np.fft.rfftfreq(1 << 15, 1 / RATE)
+    hertz = np.fft.rfftfreq(1 << 15, 1 / sound.RATE)
     heard = (hertz > 150) & (hertz < 2500)
     return pitch_class(hertz[heard][spectrum[heard].argmax()])
 
@@ -172,7 +171,7 @@ def truth(count):
     for seed in range(count):
         scene = world.sample(f"truth/{seed}", *world.size(f"truth/{seed}", stage=2), held_out=True)
         frames = ((world.render(scene) + 1) * 127.5).round().permute(1, 2, 3, 0).to(torch.uint8).numpy()
-        samples = sound.waveform(scene, int(scene.frames / world.FPS * RATE)).mean(0).numpy()
+        samples = sound.waveform(scene, int(scene.frames / world.FPS * sound.RATE)).mean(0).numpy()
         yield scene, look(frames), listen(samples), wanted(scene)
 
 

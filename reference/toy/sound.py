@@ -9,6 +9,8 @@ import torch
 
 import world
 
+RATE = 16000  # of the spectrograms
+HOP = 160  # samples of a mel frame at that rate
 STEP = 0.01  # seconds
 PITCH_STEP = 100  # Hz
 # Pitch at the start of the clip: D5, G4, B4, F5 (within 40 cents).
@@ -49,7 +51,7 @@ def bounces(duration):
     return [round((index + 0.5) * world.BOUNCE_PERIOD, 2) for index in range(count)]
 
 
-def waveform(scene, samples, rate=16000):
+def waveform(scene, samples, rate=RATE):
     """(2, samples) in [-1, 1], left and right. The clip's last pitch goes on past its end."""
     seconds = torch.arange(samples, dtype=torch.float64) / rate
     if scene.silent:

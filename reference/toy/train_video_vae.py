@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import parts
 import training
 import world
+from optimizer import start_convolutions
 
 KL = 2e-4
 HELD_OUT = 16
@@ -69,6 +70,9 @@ def main():
     torch.manual_seed(options.seed)
     modules = {name: parts.build(name) for name in ("video_encoder", "video_decoder")}
     encoder, decoder = modules.values()
+    for module in modules.values():
+        start_convolutions(module)
+    torch.nn.init.constant_(encoder.conv_out.conv.bias[-1:], -4.0)  # little noise at first
     run = training.Training("video_vae", modules, options)
 
     def batch(step):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from optimizer import Optimizers
+
 SAVE_SECONDS = 150
 
 
@@ -38,9 +40,7 @@ class Training:
         self.step, self.seconds, self.note = 0, 0.0, note or {}
         for module in modules.values():
             module.to(options.device)
-        weights = [weight for module in modules.values() for weight in module.parameters() if weight.requires_grad]
-        self.weights = weights
-        self.optimizer = torch.optim.AdamW(weights, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizer = Optimizers(modules.values(), options.rate)
         self.average = {name: self._copy(module) for name, module in modules.items()}
         options.runs.mkdir(parents=True, exist_ok=True)
         self.file = options.runs / f"{part}.pt"
@@ -74,10 +74,11 @@ class Training:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
 
-    def _rate(self):
+    def _factor(self):
+        """The learning rate's share of its full height: it warms up, and cools down at the end."""
         left = self.options.steps - self.step
         cool = min(1.0, left / self.options.cool) if self.options.cool else 1.0
-        return self.options.rate * min(1.0, (self.step + 1) / 200) * (0.5 - 0.5 * math.cos(math.pi * cool))
+        return min(1.0, (self.step + 1) / 50) * (0.5 - 0.5 * math.cos(math.pi * cool))
 
     def _average(self):
         # Young averages follow quickly, old ones over about a thousand steps.
@@ -104,15 +105,13 @@ class Training:
         began, saved, sums = time.monotonic(), time.monotonic(), {}
         while self.step < self.options.steps and time.monotonic() - began < 60 * self.options.minutes:
             start = time.monotonic()
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._rate()
             torch.manual_seed(self.options.seed * 1_000_003 + self.step)
             value, metrics = loss(batch(self.step))
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.clear()
             value.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(self.optimizer.weights, 1.0)
             if torch.isfinite(norm):
-                self.optimizer.step()
+                self.optimizer.step(self._factor())
                 self._average()
             self.step += 1
             for key, number in ({"loss": value, "norm": norm} | metrics).items():
