@@ -81,7 +81,7 @@ def write_gemma(folder, whole):
     (folder / "processor_config.json").write_text(json.dumps(tokens, indent=1) + "\n")
     tensors = {}
     for key, value in whole.state_dict().items():
-        file_key = gemma.file_key(key)
+        file_key = gemma.key_in_file(key)
         if file_key and value.is_floating_point():
             tensors[file_key] = value.detach().to(torch.bfloat16).contiguous()
     checkpoints.save(folder / "model.safetensors", tensors, {"format": "pt"})

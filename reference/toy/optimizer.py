@@ -57,8 +57,8 @@ class Optimizers:
         chosen = {id(weight) for weight in matrices}
         rest = [weight for _, weight in named if id(weight) not in chosen]
         self.weights = matrices + rest
-        self.both = [Muon(matrices, rate * RATE_OF_MATRICES), torch.optim.AdamW(rest, rate, (0.9, 0.98), weight_decay=0)]
         self.rates = [rate * RATE_OF_MATRICES, rate]
+        self.both = [Muon(matrices, self.rates[0]), torch.optim.AdamW(rest, rate, (0.9, 0.98), weight_decay=0)]
 
     def step(self, factor):
         for optimizer, rate in zip(self.both, self.rates, strict=True):

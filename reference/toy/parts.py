@@ -18,6 +18,7 @@ from ltx_core.model.upsampler.model_configurator import LatentUpsamplerConfigura
 from ltx_core.text_encoders.gemma.config import GEMMA3_CONFIG_FOR_LTX  # noqa: E402
 
 LATENT = 32  # channels of a video latent, and the width at which ltx-core 1.0.0 starts the encoder
+DECODER_START, DECODER_END = 64, 32  # channels of the decoder at the latent's size and at the last one
 AUDIO_LATENT = 2  # channels of an audio latent, each of 16 mel bands
 TEXT_WIDTH, TEXT_LAYERS = 128, 4
 HEADS, VIDEO_HEAD, AUDIO_HEAD = 5, 32, 16
@@ -57,7 +58,7 @@ OVERRIDES = {
     "vae": {
         "latent_channels": LATENT,
         "encoder_base_channels": LATENT,
-        "decoder_base_channels": 8,  # the decoder starts at eight times that
+        "decoder_base_channels": DECODER_END,
         "encoder_blocks": _blocks(
             ("compress_space_res", "compress_time_res", "compress_all_res", "compress_all_res"),
             (1, 2, 1, 2),
@@ -107,7 +108,10 @@ def upsampler_config():
 
 def build(component):
     """A component of the single file, freshly initialized; latent statistics start as the identity."""
-    module = COMPONENTS[component][0].from_config(config())
+    sizes = config()
+    # ltx-core 1.0.0 starts the decoder at eight times its end, whatever the blocks say; v1.2.0 goes by the blocks.
+    sizes["vae"]["decoder_base_channels"] = DECODER_START // 8
+    module = COMPONENTS[component][0].from_config(sizes)
     for name, value in module.named_buffers():
         if name.endswith("std-of-means"):
             value.fill_(1.0)

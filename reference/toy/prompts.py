@@ -84,7 +84,8 @@ _HELD_OUT_FRAMES = (
 )
 _OPENINGS = ("", "", "", "", "", "a video of ", "a clip of ", "an animation of ", "video: ")
 _JOINTS = (" and ", " and ", ", and ", " while ", ", ")
-_SILENT = (", silently", ", in silence", ", without sound", ", no sound", ". Silent", ", silent", ", with no sound at all")
+_SILENT = (", silently", ", in silence", ", without sound", ", no sound", ". Silent", ", silent",
+           ", with no sound at all")
 _HEARD = ("", "", "", "", "", ", with sound", ", with its tone", ". It hums")
 
 

@@ -86,8 +86,10 @@ def _tracks(frames, background):
         for color in np.unique(nearest[foreground]):
             spots, count = ndimage.label(foreground & (nearest == color))
             areas = ndimage.sum_labels(np.ones_like(spots), spots, range(1, count + 1))
-            if areas.max() >= SMALLEST * spots.size:
-                mask = spots == areas.argmax() + 1
+            mask = spots == areas.argmax() + 1
+            # Yellow that fades into blue is green on the way: a rim without a core is no object.
+            core = ndimage.binary_erosion(mask, iterations=max(1, min(mask.shape) // 64))
+            if areas.max() >= SMALLEST * spots.size and core.sum() > 0.15 * areas.max():
                 y, x = np.nonzero(mask)
                 tracks.setdefault(tuple(world.COLORS)[color], []).append((index, x.mean(), y.mean(), mask.sum(), mask))
     return {color: track for color, track in tracks.items() if len(track) >= 0.6 * len(frames)}
@@ -138,7 +140,7 @@ def listen(samples):
     """The pitch class of the strongest partial at the clip's beginning, or "silent"."""
     if len(samples) == 0 or np.sqrt(np.mean(samples**2)) < 0.004:
         return "silent"
-    start = samples[int(0.01 * sound.RATE) : int(0.15 * sound.RATE)]
+    start = samples[int(0.01 * sound.RATE) : int(0.09 * sound.RATE)]
     spectrum = np.abs(np.fft.rfft(start * np.hanning(len(start)), 1 << 15))
     hertz = np.fft.rfftfreq(1 << 15, 1 / sound.RATE)
     heard = (hertz > 150) & (hertz < 2500)

@@ -22,7 +22,7 @@ PROCESSOR = AudioProcessor(sound.RATE, 64, sound.HOP, 1024)
 
 def mel(waveforms):
     """(B, 2, samples) at 16 kHz → (B, 2, samples / 160 + 1, 64)"""
-    spectrum = PROCESSOR.mel_transform.to(waveforms.device)(waveforms)
+    spectrum = PROCESSOR.mel_transform(waveforms)
     return spectrum.clamp(min=1e-5).log().transpose(2, 3)
 
 
@@ -55,7 +55,7 @@ def main():
     def batch(step):
         latents = random.Random(f"latents/{step}").choice((12, 18, 18, 26, 34))
         seeds = range(step * options.batch, (step + 1) * options.batch)
-        return torch.stack([spectrogram(f"{options.seed}/{seed}", latents) for seed in seeds]).to(options.device)
+        return torch.stack([spectrogram(f"{options.seed}/{seed}", latents) for seed in seeds])
 
     def loss(spectrum):
         with training.autocast(options.device):

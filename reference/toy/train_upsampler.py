@@ -37,7 +37,7 @@ def main():
         draw = random.Random(f"{options.seed}/{step}")
         low, high = rows(draw.choice(files[:-HELD_OUT]))
         chosen = draw.sample(range(len(low)), min(options.batch, len(low)))
-        return low[chosen].to(options.device), high[chosen].to(options.device)
+        return low[chosen], high[chosen]
 
     def forward(low):
         return statistics.normalize(upsampler(statistics.un_normalize(low)))

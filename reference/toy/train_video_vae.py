@@ -18,7 +18,7 @@ KL = 2e-4
 HELD_OUT = 16
 
 
-def clip(seed, frames, window, device):
+def clip(seed, frames, window):
     """A window into a scene near one of its objects, (3, frames, height, width)."""
     draw = random.Random(f"clip/{seed}")
     unit = draw.choice((64, 64, 96, 128, 128, 160, 192, 256))
@@ -26,14 +26,14 @@ def clip(seed, frames, window, device):
     width, height = (max(window, round(unit * max(1.0, part) / 32) * 32) for part in (aspect, 1 / aspect))
     scene = world.sample(seed, width, height, draw.choice((17, 25, 33, 49)))
     first = draw.randrange(scene.frames - frames + 1)
-    times = (torch.arange(frames, device=device) + first) / world.FPS
+    times = (torch.arange(frames) + first) / world.FPS
     thing = draw.choice(scene.things)
     x, y, _ = thing.place(times[[draw.randrange(frames)]], scene.duration)
     corner = []
     for center, extent in ((x, width), (y, height)):
         near = float(center) * scene.unit - window / 2 + draw.uniform(-0.4, 0.4) * window
         corner.append(round(min(max(near, 0), extent - window)))
-    return world.render(scene, (*corner, window, window), times, device)
+    return world.render(scene, (*corner, window, window), times)
 
 
 def encode(encoder, pixels):
@@ -78,7 +78,7 @@ def main():
     def batch(step):
         frames = options.frames[step % len(options.frames)]
         seeds = range(step * options.batch, (step + 1) * options.batch)
-        return torch.stack([clip(f"{options.seed}/{seed}", frames, options.window, options.device) for seed in seeds])
+        return torch.stack([clip(f"{options.seed}/{seed}", frames, options.window) for seed in seeds])
 
     def loss(pixels):
         with training.autocast(options.device):

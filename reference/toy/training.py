@@ -7,6 +7,7 @@ run of the same command goes on where it stopped.
 import argparse
 import json
 import math
+import signal
 import time
 from pathlib import Path
 
@@ -28,7 +29,25 @@ def arguments(description, rate, batch):
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches, for a GPU")
     return parser
+
+
+class _Steps(torch.utils.data.Dataset):
+    """The batch of each step, for a loader's worker processes."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __getitem__(self, step):
+        return self.batch(step)
+
+
+def _to(device, batch):
+    """A batch, or the tensors in a sequence of things, on the device."""
+    if torch.is_tensor(batch):
+        return batch.to(device, non_blocking=True)
+    return [_to(device, part) for part in batch] if isinstance(batch, (list, tuple)) else batch
 
 
 class Training:
@@ -100,13 +119,23 @@ class Training:
 
         return restore
 
+    def _batches(self, batch):
+        steps = range(self.step, self.options.steps)
+        if not self.options.workers:
+            return map(batch, steps)
+        workers = {"num_workers": self.options.workers, "prefetch_factor": 4, "pin_memory": True}
+        return torch.utils.data.DataLoader(_Steps(batch), batch_size=None, sampler=steps, **workers)
+
     def run(self, batch, loss, measure, every=50, measure_every=1000):
-        """`batch(step)` → inputs; `loss(inputs)` → (scalar, metrics); `measure()` → metrics of the averaged weights."""
+        """`batch(step)` → inputs, made on the CPU; `loss(inputs)` → (scalar, metrics); `measure()` → metrics of the
+        averaged weights."""
         began, saved, sums = time.monotonic(), time.monotonic(), {}
-        while self.step < self.options.steps and time.monotonic() - began < 60 * self.options.minutes:
-            start = time.monotonic()
+        start, stopped = began, []
+        for name in (signal.SIGTERM, signal.SIGINT):  # finishes the step, then saves
+            signal.signal(name, lambda *_: stopped.append(True))
+        for inputs in self._batches(batch):
             torch.manual_seed(self.options.seed * 1_000_003 + self.step)
-            value, metrics = loss(batch(self.step))
+            value, metrics = loss(_to(self.options.device, inputs))
             self.optimizer.clear()
             value.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.optimizer.weights, 1.0)
@@ -115,16 +144,19 @@ class Training:
                 self._average()
             self.step += 1
             for key, number in ({"loss": value, "norm": norm} | metrics).items():
-                sums.setdefault(key, []).append(float(number.detach()))
-            self.seconds += time.monotonic() - start
+                sums.setdefault(key, []).append(number.detach())
+            now = time.monotonic()
+            self.seconds, start = self.seconds + now - start, now
             if self.step % every == 0:
-                self.log(**{key: sum(numbers) / len(numbers) for key, numbers in sums.items()})
+                self.log(**{key: float(sum(numbers)) / len(numbers) for key, numbers in sums.items()})
                 sums = {}
             if self.step % measure_every == 0:
                 self.measure(measure)
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if now - saved > SAVE_SECONDS:
                 self.save()
-                saved = time.monotonic()
+                saved = now
+            if stopped or now - began > 60 * self.options.minutes:
+                break
         self.measure(measure)
         self.save()
 
