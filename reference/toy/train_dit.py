@@ -1,0 +1,128 @@
+"""Trains the transformer and the text encoder together as a rectified flow.
+
+    python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 1024]
+
+It reads the files of `make_latents.py`. Of the captions a tenth is replaced by an empty or a negative one, for guided
+sampling; in a fifth of the clips the first latent frame is given, as in image-to-video. Stages of a training:
+stage 1 with 128 text tokens; then `--stage 2`, whose sigmas are those of a second stage half of the time; last
+`--length 1024`, the length of text that the official pipelines use.
+"""
+
+import random
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import flow
+import make_latents
+import prompts
+import training
+import world
+
+
+def sigmas(count, stage, generator):
+    """(B,): half of a logit-normal law that leans to noise, a third of the distilled table, the rest uniform."""
+    drawn = torch.sigmoid(torch.randn(count, generator=generator))
+    drawn = 3 * drawn / (1 + 2 * drawn)
+    table = flow.SECOND_STAGE[:-1] if stage == 2 else flow.DISTILLED[:-1]
+    listed = torch.tensor(table)[torch.randint(len(table), (count,), generator=generator)]
+    kind = torch.rand(count, generator=generator)
+    uniform = torch.rand(count, generator=generator)
+    return torch.where(kind < 0.5, drawn, torch.where(kind < 0.83, listed, uniform)).clamp(min=0.01)
+
+
+class Batches:
+    """Batches of one size each from the files, in an order that depends on the step alone."""
+
+    def __init__(self, folder, stages, batch, seed):
+        self.batch, self.seed = batch, seed
+        self.files = sorted(file for stage in stages for file in folder.glob(f"{stage}-*.pt"))
+        if not self.files:
+            raise SystemExit(f"no latents in {folder}: run make_latents.py first")
+        self.loaded = {}
+
+    def __call__(self, step):
+        draw = random.Random(f"{self.seed}/{step}")
+        file = draw.choice(self.files)
+        if file not in self.loaded:
+            self.loaded[file] = make_latents.load(file)
+        whole = self.loaded[file]
+        rows = draw.sample(range(len(whole["seeds"])), min(self.batch, len(whole["seeds"])))
+        scenes = [world.sample(whole["seeds"][row], *whole["size"]) for row in rows]
+        texts = []
+        for scene in scenes:
+            negative = draw.random() < 0.1
+            texts.append(draw.choice(flow.text.NEGATIVES) if negative else prompts.describe(scene, draw.random()))
+        return whole["video"][rows], whole["audio"][rows], texts, draw
+
+
+def main():
+    parser = training.arguments(__doc__, rate=1e-3, batch=32)
+    parser.add_argument("--stage", type=int, default=1)
+    parser.add_argument("--length", type=int, default=128, help="text tokens, a multiple of 128")
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    modules, encoder = flow.modules(options.runs / "gemma")
+    run = training.Training("dit", modules, options)
+    transformer = modules["transformer"]
+    folder = options.runs / "latents"
+    batches = Batches(folder, (1, 2) if options.stage == 2 else (1,), options.batch, options.seed)
+
+    def loss(inputs):
+        video, audio, texts, draw = inputs
+        generator = torch.Generator().manual_seed(draw.randrange(1 << 40))
+        where = flow.positions(video.shape[2:], audio.shape[2], options.device)
+        clean = [part.to(options.device) for part in flow.tokens(video, audio)]
+        noise = [torch.randn(part.shape, generator=generator).to(options.device) for part in clean]
+        stage = options.stage if draw.random() < 0.5 else 1
+        both = sigmas(len(video), stage, generator)
+        # Mostly one sigma for both streams, as in every recipe that makes both.
+        alone = torch.rand(len(video), generator=generator) < 0.1
+        levels = [both, torch.where(alone, sigmas(len(video), stage, generator), both)]
+        masks = [torch.ones(part.shape[:2]) for part in clean]
+        given = torch.rand(len(video), generator=generator) < 0.2
+        masks[0][:, : video.shape[3] * video.shape[4]] *= (~given).float().unsqueeze(1)
+        levels, masks = ([part.to(options.device) for part in parts_] for parts_ in (levels, masks))
+        states = [
+            torch.lerp(x, n, (level.unsqueeze(1) * mask).unsqueeze(-1))
+            for x, n, level, mask in zip(clean, noise, levels, masks, strict=True)
+        ]
+        with training.autocast(options.device):
+            contexts = encoder(texts, options.length)
+            speeds = flow.velocity(transformer, states, levels, masks, where, contexts)
+        errors = [
+            ((speed.float() - (n - x)).square().mean(-1) * mask).sum() / mask.sum()
+            for speed, x, n, mask in zip(speeds, clean, noise, masks, strict=True)
+        ]
+        return errors[0] + errors[1], {"video": errors[0], "audio": errors[1]}
+
+    def measure():
+        """The flow loss on fixed clips of the held-out combinations, at fixed noise and sigmas."""
+        frozen = make_latents.freeze(options.runs, options.device)
+        seeds = [f"held-out/{seed}" for seed in range(24)]
+        scenes = [world.sample(seed, 128, 128, 17, held_out=True) for seed in seeds]
+        pixels = torch.stack([world.render(scene, device=options.device) for scene in scenes])
+        samples = (4 * make_latents.sound.audio_frames(17) - 4) * make_latents.sound.HOP
+        waves = torch.stack([make_latents.sound.waveform(scene, samples) for scene in scenes])
+        clean = flow.tokens(*make_latents.encode(frozen, pixels, make_latents.mel(waves).to(options.device)))
+        where = flow.positions((3, 4, 4), make_latents.sound.audio_frames(17), options.device)
+        texts = [prompts.describe(scene, f"held-out/{index}", True) for index, scene in enumerate(scenes)]
+        generator = torch.Generator().manual_seed(1)
+        noise = [torch.randn(part.shape, generator=generator).to(options.device) for part in clean]
+        level = torch.linspace(0.1, 1.0, len(scenes), device=options.device)
+        ones = [torch.ones(part.shape[:2], device=options.device) for part in clean]
+        states = [torch.lerp(x, n, level.view(-1, 1, 1)) for x, n in zip(clean, noise, strict=True)]
+        with training.autocast(options.device):
+            contexts = encoder(texts, options.length)
+            speeds = flow.velocity(transformer, states, [level] * 2, ones, where, contexts)
+        errors = [float((s.float() - (n - x)).square().mean()) for s, x, n in zip(speeds, clean, noise, strict=True)]
+        return {"held_out_video": errors[0], "held_out_audio": errors[1]}
+
+    # On a CPU the plain attention has the faster backward pass.
+    backends = [SDPBackend.MATH] if options.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(backends):
+        run.run(batches, loss, measure)
+
+
+if __name__ == "__main__":
+    main()
