@@ -26,6 +26,7 @@ use args::{Cli, Command, DtypeChoice};
 use machine::choose_device;
 
 fn main() -> ExitCode {
+    end_when_nobody_reads();
     let Cli { command, threads } = Cli::parse();
     if let Err(error) = machine::set_up(threads) {
         return finish(Err(error));
@@ -42,6 +43,18 @@ fn main() -> ExitCode {
         Command::Devices(arguments) => finish(devices::run(&arguments)),
         Command::Bench(arguments) => finish(bench::run(&arguments)),
     }
+}
+
+/// A reader that has seen enough (`ltx cache list | head`) closes the pipe: that is the end, and no failure to report.
+fn end_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>();
+        if said.is_some_and(|said| said.starts_with("failed printing") && said.contains("Broken pipe")) {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
 
 fn finish(result: ltx::Result<()>) -> ExitCode {

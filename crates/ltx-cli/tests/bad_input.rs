@@ -413,3 +413,18 @@ fn pictures_must_be_pictures_of_frames_that_there_are() {
         ["--distilled-lora", &lora, "--height", "64", "--width", "64", "--frames", "9", "--stg-blocks", "1"];
     refuse(&[&keyframes[..], &small].concat(), 2, &["keyframes", "--image"]);
 }
+
+/// `ltx bench --list | head -1`: the reader goes, and that is no failure.
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut list = ltx(&["bench", "--list"]);
+    let left = list.stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let output = left.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
