@@ -110,6 +110,14 @@ def attention(tokens, head_dim):
     return prepare
 
 
+def placed(module, layout):
+    """The module with the weights of its 3-D convolutions in that layout, and those of 2-D ones in the like."""
+    for tensor in module.parameters():
+        if layout is torch.channels_last_3d and tensor.ndim in (4, 5):
+            tensor.data = tensor.data.contiguous(memory_format=layout if tensor.ndim == 5 else torch.channels_last)
+    return module
+
+
 def layouts(prepare):
     """The work in both memory layouts that volumes can have."""
     return {"": lambda dtype: prepare(dtype, torch.contiguous_format), "channels last": lambda dtype: prepare(dtype, torch.channels_last_3d)}
@@ -118,7 +126,7 @@ def layouts(prepare):
 def conv3d(dtype, layout):
     from ltx_core.model.video_vae.convolution import CausalConv3d
 
-    module = filled(lambda: CausalConv3d(512, 512, 3), dtype).to(memory_format=layout)
+    module = placed(filled(lambda: CausalConv3d(512, 512, 3), dtype), layout)
     x = random(1, 512, 5, 32, 32, dtype=dtype).contiguous(memory_format=layout)
     return lambda: module(x, causal=False)
 
@@ -126,7 +134,7 @@ def conv3d(dtype, layout):
 def video_decode(dtype, layout):
     from ltx_core.model.video_vae.model_configurator import VideoDecoderConfigurator
 
-    module = filled(lambda: VideoDecoderConfigurator.from_config(CONFIG), dtype).to(memory_format=layout)
+    module = placed(filled(lambda: VideoDecoderConfigurator.from_config(CONFIG), dtype), layout)
     latent = random(1, 128, 3, 4, 4, dtype=dtype).contiguous(memory_format=layout)
     return lambda: module(latent)
 
@@ -134,7 +142,7 @@ def video_decode(dtype, layout):
 def upsample(dtype, layout):
     from ltx_core.model.upsampler.model_configurator import LatentUpsamplerConfigurator
 
-    module = filled(lambda: LatentUpsamplerConfigurator.from_config(UPSAMPLER), dtype).to(memory_format=layout)
+    module = placed(filled(lambda: LatentUpsamplerConfigurator.from_config(UPSAMPLER), dtype), layout)
     latent = random(1, 128, 2, 8, 8, dtype=dtype).contiguous(memory_format=layout)
     return lambda: module(latent)
 
