@@ -3,12 +3,27 @@
 
 use crate::{Cache, Reference, Result};
 
+/// What kind of thing a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A model in one file.
+    Checkpoint,
+    /// What enlarges latents.
+    Upsampler,
+    /// What reads prompts.
+    TextEncoder,
+    /// An update of a model's weights.
+    Lora,
+}
+
 /// A name, what it stands for, and what is needed to run it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entry {
     /// What is typed.
     pub name: &'static str,
-    /// What it is.
+    /// What kind of thing it is.
+    pub kind: Kind,
+    /// What it is, in words.
     pub about: &'static str,
     /// `owner/name`
     pub repo: &'static str,
@@ -23,29 +38,36 @@ pub struct Entry {
 }
 
 const MB: u64 = 1_000_000;
-const FP8: Option<&str> = Some("this version cannot read fp8 weights yet");
+const FP8: &str = "this version cannot read fp8 weights yet";
+const V25: &str = "this version cannot run 2.5 yet";
 
 const fn file(
+    kind: Kind,
     name: &'static str,
     about: &'static str,
     repo: &'static str,
     file: &'static str,
     bytes: u64,
 ) -> Entry {
-    Entry { name, about, repo, file: Some(file), bytes, with: &[], caution: None }
+    Entry { name, kind, about, repo, file: Some(file), bytes, with: &[], caution: None }
 }
 
-const fn model(entry: Entry, with: &'static [&'static str], caution: Option<&'static str>) -> Entry {
-    Entry { with, caution, ..entry }
+const fn with(entry: Entry, with: &'static [&'static str]) -> Entry {
+    Entry { with, ..entry }
+}
+
+const fn but(entry: Entry, caution: &'static str) -> Entry {
+    Entry { caution: Some(caution), ..entry }
 }
 
 macro_rules! camera {
-    ($name:literal, $about:literal, $repo:literal, $file:literal, $bytes:expr) => {
+    ($name:literal, $repo:literal, $about:literal, $bytes:expr) => {
         file(
+            Kind::Lora,
             concat!("camera-", $name),
-            concat!("LoRA for 2.0: ", $about),
+            concat!("LoRA for 2.0: the camera ", $about),
             concat!("Lightricks/LTX-2-19b-LoRA-Camera-Control-", $repo),
-            concat!("ltx-2-19b-lora-camera-control-", $file, ".safetensors"),
+            concat!("ltx-2-19b-lora-camera-control-", $name, ".safetensors"),
             $bytes,
         )
     };
@@ -54,133 +76,39 @@ macro_rules! camera {
 const L2: &str = "Lightricks/LTX-2";
 const L23: &str = "Lightricks/LTX-2.3";
 const L23_FP8: &str = "Lightricks/LTX-2.3-fp8";
+const L25: &str = "Lightricks/LTX-2.5";
 
+#[rustfmt::skip]
 /// Everything that has a name.
-pub static ENTRIES: &[Entry] = &[
-    model(
-        file(
-            "2.3-distilled",
-            "2.3 (22B), 8 + 3 steps",
-            L23,
-            "ltx-2.3-22b-distilled-1.1.safetensors",
-            46_149_345_334,
-        ),
-        &["2.3-upsampler", "gemma"],
-        None,
-    ),
-    model(
-        file("2.3-dev", "2.3 (22B), guided", L23, "ltx-2.3-22b-dev.safetensors", 46_149_344_974),
-        &["gemma"],
-        None,
-    ),
-    model(
-        file(
-            "2.3-distilled-fp8",
-            "2.3 distilled in fp8",
-            L23_FP8,
-            "ltx-2.3-22b-distilled-fp8.safetensors",
-            29_500 * MB,
-        ),
-        &["2.3-upsampler", "gemma"],
-        FP8,
-    ),
-    model(
-        file("2.3-dev-fp8", "2.3 dev in fp8", L23_FP8, "ltx-2.3-22b-dev-fp8.safetensors", 29_145_431_166),
-        &["gemma"],
-        FP8,
-    ),
-    file(
-        "2.3-upsampler",
-        "spatial upsampler x2 for 2.3",
-        L23,
-        "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-        995_743_560,
-    ),
-    file(
-        "2.3-upsampler-x1.5",
-        "spatial upsampler x1.5 for 2.3",
-        L23,
-        "ltx-2.3-spatial-upscaler-x1.5-1.0.safetensors",
-        1_090_125_794,
-    ),
-    file(
-        "2.3-temporal-upsampler",
-        "temporal upsampler x2 for 2.3",
-        L23,
-        "ltx-2.3-temporal-upscaler-x2-1.0.safetensors",
-        261_944_000,
-    ),
-    file(
-        "2.3-distilled-lora",
-        "distilled LoRA for 2.3 dev",
-        L23,
-        "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-        7_605_507_256,
-    ),
-    model(
-        file("2.0-distilled", "2.0 (19B), 8 + 3 steps", L2, "ltx-2-19b-distilled.safetensors", 43_300 * MB),
-        &["2.0-upsampler", "gemma"],
-        None,
-    ),
-    model(
-        file("2.0-dev", "2.0 (19B), guided", L2, "ltx-2-19b-dev.safetensors", 43_300 * MB),
-        &["gemma"],
-        None,
-    ),
-    model(
-        file(
-            "2.0-distilled-fp8",
-            "2.0 distilled in fp8",
-            L2,
-            "ltx-2-19b-distilled-fp8.safetensors",
-            27_100 * MB,
-        ),
-        &["2.0-upsampler", "gemma"],
-        FP8,
-    ),
-    model(
-        file("2.0-dev-fp8", "2.0 dev in fp8", L2, "ltx-2-19b-dev-fp8.safetensors", 27_100 * MB),
-        &["gemma"],
-        FP8,
-    ),
-    file(
-        "2.0-upsampler",
-        "spatial upsampler x2 for 2.0",
-        L2,
-        "ltx-2-spatial-upscaler-x2-1.0.safetensors",
-        996 * MB,
-    ),
-    file(
-        "2.0-temporal-upsampler",
-        "temporal upsampler x2 for 2.0",
-        L2,
-        "ltx-2-temporal-upscaler-x2-1.0.safetensors",
-        262 * MB,
-    ),
-    file(
-        "2.0-distilled-lora",
-        "distilled LoRA for 2.0 dev",
-        L2,
-        "ltx-2-19b-distilled-lora-384.safetensors",
-        7_670 * MB,
-    ),
-    Entry {
-        name: "gemma",
-        about: "the text encoder, Gemma 3 12B; gated",
-        repo: "google/gemma-3-12b-it-qat-q4_0-unquantized",
-        file: None,
-        bytes: 24_413 * MB,
-        with: &[],
-        caution: None,
-    },
-    camera!("dolly-in", "the camera moves in", "Dolly-In", "dolly-in", 327 * MB),
-    camera!("dolly-out", "the camera moves out", "Dolly-Out", "dolly-out", 327 * MB),
-    camera!("dolly-left", "the camera moves left", "Dolly-Left", "dolly-left", 327 * MB),
-    camera!("dolly-right", "the camera moves right", "Dolly-Right", "dolly-right", 327 * MB),
-    camera!("jib-up", "the camera rises", "Jib-Up", "jib-up", 2_210 * MB),
-    camera!("jib-down", "the camera sinks", "Jib-Down", "jib-down", 2_210 * MB),
-    camera!("static", "the camera stands still", "Static", "static", 2_210 * MB),
-];
+pub static ENTRIES: &[Entry] = &{
+    use Kind::{Checkpoint, Lora, Upsampler};
+    [
+        with(file(Checkpoint, "2.3-distilled", "2.3 (22B), 8 + 3 steps", L23, "ltx-2.3-22b-distilled-1.1.safetensors", 46_149_345_334), &["2.3-upsampler", "gemma"]),
+        with(file(Checkpoint, "2.3-dev", "2.3 (22B), guided", L23, "ltx-2.3-22b-dev.safetensors", 46_149_344_974), &["gemma"]),
+        but(with(file(Checkpoint, "2.3-distilled-fp8", "2.3 distilled in fp8", L23_FP8, "ltx-2.3-22b-distilled-fp8.safetensors", 29_500 * MB), &["2.3-upsampler", "gemma"]), FP8),
+        but(with(file(Checkpoint, "2.3-dev-fp8", "2.3 dev in fp8", L23_FP8, "ltx-2.3-22b-dev-fp8.safetensors", 29_145_431_166), &["gemma"]), FP8),
+        file(Upsampler, "2.3-upsampler", "spatial upsampler x2 for 2.3", L23, "ltx-2.3-spatial-upscaler-x2-1.1.safetensors", 995_743_560),
+        file(Upsampler, "2.3-upsampler-x1.5", "spatial upsampler x1.5 for 2.3", L23, "ltx-2.3-spatial-upscaler-x1.5-1.0.safetensors", 1_090_125_794),
+        file(Upsampler, "2.3-temporal-upsampler", "temporal upsampler x2 for 2.3", L23, "ltx-2.3-temporal-upscaler-x2-1.0.safetensors", 261_944_000),
+        with(file(Checkpoint, "2.0-distilled", "2.0 (19B), 8 + 3 steps", L2, "ltx-2-19b-distilled.safetensors", 43_300 * MB), &["2.0-upsampler", "gemma"]),
+        with(file(Checkpoint, "2.0-dev", "2.0 (19B), guided", L2, "ltx-2-19b-dev.safetensors", 43_300 * MB), &["gemma"]),
+        but(with(file(Checkpoint, "2.0-distilled-fp8", "2.0 distilled in fp8", L2, "ltx-2-19b-distilled-fp8.safetensors", 27_100 * MB), &["2.0-upsampler", "gemma"]), FP8),
+        but(with(file(Checkpoint, "2.0-dev-fp8", "2.0 dev in fp8", L2, "ltx-2-19b-dev-fp8.safetensors", 27_100 * MB), &["gemma"]), FP8),
+        file(Upsampler, "2.0-upsampler", "spatial upsampler x2 for 2.0", L2, "ltx-2-spatial-upscaler-x2-1.0.safetensors", 996 * MB),
+        file(Upsampler, "2.0-temporal-upsampler", "temporal upsampler x2 for 2.0", L2, "ltx-2-temporal-upscaler-x2-1.0.safetensors", 262 * MB),
+        Entry { name: "gemma", kind: Kind::TextEncoder, about: "the text encoder, Gemma 3 12B; gated", repo: "google/gemma-3-12b-it-qat-q4_0-unquantized", file: None, bytes: 24_413 * MB, with: &[], caution: None },
+        file(Lora, "distilled-2.3", "distilled LoRA for 2.3 dev", L23, "ltx-2.3-22b-distilled-lora-384-1.1.safetensors", 7_605_507_256),
+        file(Lora, "distilled-2.0", "distilled LoRA for 2.0 dev", L2, "ltx-2-19b-distilled-lora-384.safetensors", 7_670 * MB),
+        but(file(Lora, "distilled-2.5", "distilled LoRA for 2.5 dev", L25, "loras/ltx-2.5-22b-distilled-lora-450-bf16.safetensors", 8_900 * MB), V25),
+        camera!("dolly-in", "Dolly-In", "moves in", 327 * MB),
+        camera!("dolly-out", "Dolly-Out", "moves out", 327 * MB),
+        camera!("dolly-left", "Dolly-Left", "moves left", 327 * MB),
+        camera!("dolly-right", "Dolly-Right", "moves right", 327 * MB),
+        camera!("jib-up", "Jib-Up", "rises", 2_210 * MB),
+        camera!("jib-down", "Jib-Down", "sinks", 2_210 * MB),
+        camera!("static", "Static", "stands still", 2_210 * MB),
+    ]
+};
 
 impl Entry {
     /// The entry of this name. `ltx-` may stand before a name, and a file's own name does too.
@@ -193,6 +121,11 @@ impl Entry {
                 || entry.file.is_some_and(|file| file.strip_suffix(".safetensors") == Some(stem))
         };
         ENTRIES.iter().find(stands_for)
+    }
+
+    /// The generation that a checkpoint is of.
+    pub fn generation(&self) -> &'static str {
+        self.name.split('-').next().unwrap_or_default()
     }
 
     /// What the hub calls it.
@@ -253,11 +186,9 @@ mod tests {
         assert_eq!(name("ltx-2.3-distilled"), Some("2.3-distilled"));
         assert_eq!(name("LTX-2.3-22b-distilled-1.1.safetensors"), Some("2.3-distilled"));
         assert_eq!(name("ltx-2-19b-dev"), Some("2.0-dev"));
+        assert_eq!(name("ltx-2.5-22b-distilled-lora-450-bf16"), Some("distilled-2.5"));
         assert_eq!(name("distilled"), None);
-        assert_eq!(
-            Entry::like("2.3_distilled"),
-            ["2.3-distilled", "2.3-distilled-fp8", "2.3-distilled-lora"]
-        );
+        assert_eq!(Entry::like("2.3_distilled"), ["2.3-distilled", "2.3-distilled-fp8", "distilled-2.3"]);
         assert!(Entry::like("--").is_empty());
     }
 

@@ -183,7 +183,8 @@ fn persist<T>(settings: &Settings, mut ask: impl FnMut() -> Result<T, Failure>) 
             Err(Failure::NoRanges) => return Err(gave_up("the server changes its mind about ranges")),
             Err(Failure::Again { problem, after }) => {
                 failures += 1;
-                if failures >= settings.attempts {
+                // Nothing is lost by giving up sooner here, and a wrong address should not take long to be seen.
+                if failures >= settings.attempts.min(4) {
                     return Err(Error::server(
                         format!("the hub does not answer: {problem}"),
                         format!(

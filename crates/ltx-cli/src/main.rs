@@ -5,12 +5,14 @@
 mod args;
 mod bench;
 mod devices;
+mod download;
 mod enhance;
 mod generate;
 mod images;
 mod inspect;
 mod lora;
 mod machine;
+mod models;
 mod terminal;
 mod verify;
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
         Command::Enhance(arguments) => finish(enhance::run(&arguments)),
         Command::Lora(command) => finish(lora::run(&command)),
+        Command::Download(arguments) => download::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
         Command::Bench(arguments) => finish(bench::run(&arguments)),
