@@ -43,6 +43,8 @@ pub enum Command {
     /// Look into LoRA files, or merge them into a model
     #[command(subcommand)]
     Lora(LoraCommand),
+    /// Fetch models from the model hub, or list their names
+    Download(Download),
     /// Prove that this build computes what the reference computes, on golden files
     Verify(Verify),
     /// List the processors that can be used
@@ -129,13 +131,13 @@ pub struct Generate {
     /// Have Gemma make a longer prompt of it first, and show that
     #[arg(long, conflicts_with = "embedding")]
     pub enhance_prompt: bool,
-    /// Model files, or a folder of them; parts are recognised by content
+    /// Model files, a folder of them (parts are recognised by content), or a name that `ltx download` knows
     #[arg(short, long, value_name = "PATH", required = true, visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
     pub model: Vec<PathBuf>,
-    /// Folder of the Gemma 3 text encoder
+    /// Folder of the Gemma 3 text encoder [default: the downloaded one, for a model that is given by name]
     #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
     pub gemma: Option<PathBuf>,
-    /// Latent upsampler x2, for two-stage recipes
+    /// Latent upsampler x2, for two-stage recipes [default: the downloaded one, for a model that is given by name]
     #[arg(long, value_name = "FILE", aliases = ["spatial-upsampler-path", "upsampler"])]
     pub spatial_upsampler: Option<PathBuf>,
 
@@ -403,6 +405,37 @@ pub struct Enhance {
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
     /// Print the prompt and errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Download {
+    /// Names that --list shows (with what they need to run), or owner/repo[@revision][:file]
+    #[arg(value_name = "NAME", required_unless_present = "list")]
+    pub names: Vec<String>,
+    /// Show the names, their sizes, and what is on this machine
+    #[arg(long, conflicts_with = "names")]
+    pub list: bool,
+    /// Say what would be fetched, and fetch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave out what else the names need to run
+    #[arg(long)]
+    pub only: bool,
+    /// Access token for the hub [default: HF_TOKEN, or that of `hf auth login`]
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// Put the files into a folder too, without a second copy where the disk allows
+    #[arg(short, long, value_name = "DIR", alias = "local-dir")]
+    pub output: Option<PathBuf>,
+    /// Connections at a time
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub connections: usize,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print errors and paths only
     #[arg(short, long)]
     pub quiet: bool,
 }

@@ -221,14 +221,15 @@ fn request(arguments: &Generate) -> Result<Request> {
     };
     let (distilled_lora, strength) = distilled(&arguments.loras.distilled_lora)?;
     let strengths = &arguments.loras;
+    let files = crate::models::files(arguments, distilled_lora)?;
     Ok(Request {
         prompt: arguments.prompt.clone().or_else(|| arguments.prompt_option.clone()),
         negative_prompt: arguments.negative_prompt.clone(),
-        models: arguments.model.clone(),
-        gemma: arguments.gemma.clone(),
-        spatial_upsampler: arguments.spatial_upsampler.clone(),
+        models: files.models,
+        gemma: files.gemma,
+        spatial_upsampler: files.spatial_upsampler,
         loras: crate::lora::given(&arguments.loras.lora)?,
-        distilled_lora,
+        distilled_lora: files.distilled_lora,
         distilled_strengths: [
             strengths.distilled_lora_strength_stage_1,
             strengths.distilled_lora_strength_stage_2.or(strength),

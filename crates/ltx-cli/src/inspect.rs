@@ -7,7 +7,9 @@ use serde_json::json;
 use crate::args::Inspect;
 
 pub fn run(arguments: &Inspect) -> ltx::Result<()> {
-    let inspection = inspect(&arguments.paths)?;
+    let paths =
+        arguments.paths.iter().map(|path| crate::models::resolve(path)).collect::<ltx::Result<Vec<_>>>()?;
+    let inspection = inspect(&paths)?;
     if arguments.json {
         let parts: Vec<_> = inspection
             .parts

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use hub::catalog::{ENTRIES, Entry, Kind};
 use ltx::checkpoint::Checkpoint;
-use ltx::checkpoint::lora::{KNOWN, Lora, Matches, known, merge};
+use ltx::checkpoint::lora::{Lora, Matches, merge};
 use ltx::{Error, Result};
 use serde_json::json;
 
@@ -15,8 +16,8 @@ pub fn run(command: &LoraCommand) -> Result<()> {
         LoraCommand::Inspect(arguments) => inspect(arguments),
         LoraCommand::Merge(arguments) => merge_into(arguments),
         LoraCommand::List => {
-            for known in KNOWN {
-                println!("{:20} {}:{}", known.name, known.repository, known.file);
+            for entry in ENTRIES.iter().filter(|entry| entry.kind == Kind::Lora) {
+                println!("{:20} {}:{}", entry.name, entry.repo, entry.file.unwrap_or_default());
             }
             Ok(())
         }
@@ -48,20 +49,15 @@ pub fn given(values: &[String]) -> Result<Vec<(PathBuf, f32)>> {
     Ok(loras)
 }
 
-/// The file that is meant by a path or a short name.
+/// The file that is meant by a path, a short name, or a name on the hub.
 fn resolve(name: &str) -> Result<PathBuf> {
-    let path = Path::new(name);
-    if path.exists() {
-        return Ok(path.into());
-    }
-    match known(name) {
-        Some(known) => Err(Error::request(
-            format!("the LoRA {name} is not on this machine"),
-            format!("get {} from {} on the model hub, and give its path", known.file, known.repository),
-        )),
-        None => Err(Error::request(
+    let known = Path::new(name).exists() || Entry::find(name).is_some();
+    match crate::models::resolve(Path::new(name)) {
+        Ok(path) if known || path.exists() => Ok(path),
+        Err(error) if known || name.contains(':') => Err(error),
+        _ => Err(Error::request(
             format!("there is no LoRA `{name}`"),
-            "give a file, or a name that `ltx lora list` shows; a prompt goes before --lora",
+            "give a file, a name that `ltx lora list` shows, or owner/repo:file; a prompt goes before --lora",
         )),
     }
 }
@@ -141,7 +137,8 @@ fn merge_into(arguments: &LoraMerge) -> Result<()> {
         .map(|(path, strength)| Ok((Lora::open(&path)?, strength)))
         .collect::<Result<Vec<_>>>()?;
     let mut terminal = Terminal::new(arguments.quiet);
-    let matches = merge(&arguments.model, &loras, &arguments.output, &mut terminal)?;
+    let matches =
+        merge(&crate::models::resolve(&arguments.model)?, &loras, &arguments.output, &mut terminal)?;
     terminal.finish();
     if !arguments.quiet {
         for ((lora, strength), matches) in loras.iter().zip(&matches) {

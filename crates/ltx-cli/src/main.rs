@@ -7,6 +7,7 @@ mod bench;
 mod cache;
 mod decode;
 mod devices;
+mod download;
 mod encode;
 mod enhance;
 mod generate;
@@ -14,6 +15,7 @@ mod images;
 mod inspect;
 mod lora;
 mod machine;
+mod models;
 mod terminal;
 mod verify;
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Cache { command } => finish(cache::run(command.as_ref())),
         Command::Enhance(arguments) => finish(enhance::run(&arguments)),
         Command::Lora(command) => finish(lora::run(&command)),
+        Command::Download(arguments) => download::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
         Command::Bench(arguments) => finish(bench::run(&arguments)),

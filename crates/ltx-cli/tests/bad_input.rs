@@ -82,7 +82,7 @@ fn loras_and_their_recipes_are_checked_first() {
     check(
         &["--lora", "camera-static"],
         2,
-        &["camera-static is not on this machine", "Camera-Control-Static"],
+        &["camera-static is not on this machine", "ltx download camera-static"],
     );
     check(&["--lora", &lora, "inf"], 2, &["strength of inf"]);
     check(&["--lora", &lora, "0.5", "0.7"], 2, &["0.7"]);
@@ -90,11 +90,7 @@ fn loras_and_their_recipes_are_checked_first() {
     check(&["--lora", &path("gemma3")], 1, &["pytorch_lora_weights.safetensors"]);
     let two_stage = ["--recipe", "two-stage", "--spatial-upsampler", &upsampler];
     let check = |more: &[&str], code, words: &[&str]| check(&[&two_stage[..], more].concat(), code, words);
-    check(
-        &[],
-        2,
-        &["needs the distilled LoRA", "--distilled-lora", "ltx-2.3-22b-distilled-lora-384-1.1.safetensors"],
-    );
+    check(&[], 2, &["needs the distilled LoRA", "--distilled-lora", "distilled-2.3"]);
     check(&["--distilled-lora", &lora, "--distilled-lora", &distilled], 2, &["more than one"]);
     let other = path("2.0/model.safetensors");
     let folder = tempfile::tempdir().unwrap();

@@ -8,10 +8,19 @@ pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
-/// The program with arguments, without the user's cache: what an older build left there would prove nothing.
+/// The program with arguments, on a machine with no models, without the user's cache: what an older build left there would
+/// prove nothing.
 pub fn ltx(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ltx"));
-    command.args(arguments);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy().to_ascii_uppercase();
+        if ["HF_", "HUGGING", "SSL_CERT", "REQUESTS_CA"].iter().any(|start| text.starts_with(start))
+            || text.ends_with("_PROXY")
+        {
+            command.env_remove(name);
+        }
+    }
+    command.env("HF_HOME", "/nonexistent/huggingface").args(arguments);
     if matches!(arguments.first(), Some(&"generate" | &"encode-text")) {
         command.arg("--no-cache");
     }

@@ -155,7 +155,6 @@ mod tests {
         let crf = |version| Generation::of(version).image_crf;
         assert_eq!((crf(None), crf(Some("2.3")), crf(Some("2.4")), crf(Some("2.5"))), (33, 33, 18, 18));
         for generation in &GENERATIONS {
-            assert!(crate::checkpoint::lora::known(generation.distilled_lora).is_some());
             let (video, audio) = (generation.hq_video_guidance(), generation.hq_audio_guidance());
             assert_eq!((video.cfg, video.stg, video.rescale, video.modality), (3.0, 0.0, 0.45, 3.0));
             assert_eq!((audio.cfg, audio.stg, audio.rescale, audio.modality), (7.0, 0.0, 1.0, 3.0));

@@ -5,7 +5,7 @@
 
 use super::choose::{guidance, sigmas};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::lora::{Lora, Matches, known};
+use crate::checkpoint::lora::{Lora, Matches};
 use crate::diffusion::Both;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::schedule::DISTILLED_STAGE_2;
@@ -162,15 +162,15 @@ impl Circumstances<'_> {
             return Ok([(None, 0.0), (None, 0.0)]);
         };
         let path = self.request.distilled_lora.as_ref().ok_or_else(|| {
-            let file = known(self.generation.distilled_lora).map_or(String::new(), |known| {
-                format!(": {} from {} on the model hub", known.file, known.repository)
-            });
             Error::request(
                 format!(
                     "the recipe {} needs the distilled LoRA, which lets the model refine in three steps",
                     self.recipe.name()
                 ),
-                format!("give its file with --distilled-lora{file}"),
+                format!(
+                    "give its file, or its name {}, with --distilled-lora",
+                    self.generation.distilled_lora
+                ),
             )
         })?;
         let lora = Lora::open(path)?;

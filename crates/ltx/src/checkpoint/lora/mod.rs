@@ -1,15 +1,13 @@
 //! LoRA files: low-rank updates of a model's weights, read as every program writes them and added while a weight is read.
 //!
-//! `keys` knows the spellings, `fusion` the formula, `merge` writes fused files, `names` is the table of official ones.
+//! `keys` knows the spellings, `fusion` the formula, `merge` writes fused files.
 
 mod fusion;
 mod keys;
 mod merge;
-mod names;
 
 pub use fusion::{Fusion, Matches, Misfit};
 pub use merge::merge;
-pub use names::{KNOWN, Known, known};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

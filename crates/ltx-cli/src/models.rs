@@ -1,0 +1,195 @@
+//! Names of models: what the environment says about the hub and its cache, and which files on this machine a name means.
+//! Nothing is fetched here; `download` does that.
+
+use std::path::{Path, PathBuf};
+
+use hub::catalog::{Entry, Kind};
+use hub::{Cache, Reference, Settings};
+use ltx::{Error, Result};
+
+use crate::args::{Generate, RecipeChoice};
+
+/// A variable that is set to something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.trim().is_empty())
+}
+
+fn on(name: &str) -> bool {
+    variable(name)
+        .is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_ascii_uppercase().as_str()))
+}
+
+/// A variable that names a place, where `~` is the user's folder.
+fn place(name: &str) -> Option<PathBuf> {
+    let value = variable(name)?;
+    match (value.strip_prefix("~/"), std::env::home_dir()) {
+        (Some(rest), Some(home)) => Some(home.join(rest)),
+        _ => Some(value.into()),
+    }
+}
+
+/// The folder of the hub's tools on this machine.
+fn home() -> PathBuf {
+    place("HF_HOME").unwrap_or_else(|| {
+        let caches = place("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+        caches.unwrap_or_else(|| PathBuf::from(".")).join("huggingface")
+    })
+}
+
+fn cache_folder() -> PathBuf {
+    place("HF_HUB_CACHE").or_else(|| place("HUGGINGFACE_HUB_CACHE")).unwrap_or_else(|| home().join("hub"))
+}
+
+/// The hub's cache on this machine, where the official tools have it.
+pub fn cache() -> Cache {
+    Cache::new(cache_folder())
+}
+
+/// Hub, cache and token as the official tools would have them; `token` goes before theirs.
+pub fn settings(token: Option<&str>) -> Result<Settings> {
+    if on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE") {
+        return Err(Error::request("HF_HUB_OFFLINE forbids to ask the hub", "unset it to download"));
+    }
+    let mut settings = Settings::new(cache_folder());
+    if let Some(endpoint) = variable("HF_ENDPOINT") {
+        settings.endpoint = endpoint.trim().trim_end_matches('/').into();
+    }
+    settings.certificates = place("SSL_CERT_FILE").or_else(|| place("REQUESTS_CA_BUNDLE"));
+    let stored = || {
+        if on("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+            return None;
+        }
+        let file =
+            || std::fs::read_to_string(place("HF_TOKEN_PATH").unwrap_or_else(|| home().join("token"))).ok();
+        variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(file)
+    };
+    let token = token.map(str::to_string).or_else(stored).map(|token| token.trim().to_string());
+    settings.token = token.filter(|token| !token.is_empty());
+    Ok(settings)
+}
+
+/// What a path or a name means: a file or folder that is here, the cached one of a known name or of `owner/repo[:file]`,
+/// or the path itself, for whoever reads it to complain about.
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    let Some(text) = path.to_str().filter(|_| !path.exists()) else { return Ok(path.into()) };
+    if let Some(entry) = Entry::find(text) {
+        return entry.path(&cache()).ok_or_else(|| absent(&[entry.name]));
+    }
+    if let Ok(reference) = Reference::parse(text) {
+        let parent = path.parent().is_some_and(|folder| folder.is_dir());
+        return match cache().find(&reference) {
+            Some(found) => Ok(found),
+            None if parent
+                || reference.file.is_none()
+                    && path.extension().is_some_and(|ending| ending == "safetensors") =>
+            {
+                Ok(path.into())
+            }
+            None => Err(Error::request(
+                format!("`{text}` is neither a file here nor in the hub's cache"),
+                format!(
+                    "check the path; if it is meant as a name on the model hub, `ltx download {text}` fetches it"
+                ),
+            )),
+        };
+    }
+    if text.contains('/')
+        || Path::new(text)
+            .extension()
+            .is_some_and(|ending| ["safetensors", "json", "gguf"].iter().any(|known| ending == *known))
+    {
+        return Ok(path.into());
+    }
+    Err(unknown(text))
+}
+
+/// There is nothing of this name.
+pub fn unknown(name: &str) -> Error {
+    let remedy = match Entry::like(name).as_slice() {
+        [] => "`ltx download --list` shows the names; a file, or owner/repo:file on the hub, will do too"
+            .to_string(),
+        names => format!("is {} meant? `ltx download --list` shows all names", names.join(" or ")),
+    };
+    Error::request(format!("there is no file and no model `{name}`"), remedy)
+}
+
+fn absent(names: &[&str]) -> Error {
+    Error::request(
+        format!(
+            "{} {} not on this machine",
+            names.join(" and "),
+            if names.len() == 1 { "is" } else { "are" }
+        ),
+        format!(
+            "`ltx download {}` fetches {}",
+            names.join(" "),
+            if names.len() == 1 { "it" } else { "them" }
+        ),
+    )
+}
+
+/// The files of a generation.
+#[derive(Debug)]
+pub struct Files {
+    pub models: Vec<PathBuf>,
+    pub gemma: Option<PathBuf>,
+    pub spatial_upsampler: Option<PathBuf>,
+    pub distilled_lora: Option<PathBuf>,
+}
+
+/// Names become files. Where the model itself is a known name, what it needs besides and was not given is taken from the
+/// cache too.
+pub fn files(arguments: &Generate, distilled_lora: Option<PathBuf>) -> Result<Files> {
+    let named = |path: &PathBuf| {
+        path.to_str()
+            .filter(|_| !path.exists())
+            .and_then(Entry::find)
+            .filter(|entry| entry.kind == Kind::Checkpoint)
+    };
+    let option = |path: &Option<PathBuf>| path.as_deref().map(resolve).transpose();
+    let mut files = Files {
+        models: Vec::new(),
+        gemma: option(&arguments.gemma)?,
+        spatial_upsampler: option(&arguments.spatial_upsampler)?,
+        distilled_lora,
+    };
+    let mut missing: Vec<&'static str> = Vec::new();
+    if let Some(model) = arguments.model.iter().find_map(named) {
+        let mut need = |name: &str, file: &mut Option<PathBuf>| {
+            if let (None, Some(entry)) = (&file, Entry::find(name)) {
+                *file = entry.path(&cache());
+                missing.extend(file.is_none().then_some(entry.name));
+            }
+        };
+        if arguments.model.len() == 1 && model.path(&cache()).is_none() {
+            // Its download brings the rest along.
+            return Err(absent(&[model.name]));
+        }
+        if arguments.embedding.is_none() {
+            need("gemma", &mut files.gemma);
+        }
+        let distilled = model.name.contains("distilled");
+        let stages = arguments.recipe.map_or(distilled, |recipe| recipe != RecipeChoice::OneStage);
+        if stages {
+            need(&format!("{}-upsampler", model.generation()), &mut files.spatial_upsampler);
+        }
+        if !distilled && stages {
+            need(&format!("distilled-{}", model.generation()), &mut files.distilled_lora);
+        }
+    }
+    if !missing.is_empty() {
+        return Err(absent(&missing));
+    }
+    files.models = arguments.model.iter().map(|path| resolve(path)).collect::<Result<_>>()?;
+    Ok(files)
+}
+
+/// A failure between here and the hub, as the program reports failures.
+pub fn error(error: hub::Error) -> Error {
+    let remedy = error.remedy().unwrap_or_default();
+    match error {
+        hub::Error::Request { problem, .. } => Error::request(problem, remedy),
+        hub::Error::Cancelled => Error::Cancelled,
+        error => Error::machine(error.to_string(), remedy),
+    }
+}
