@@ -37,6 +37,9 @@ pub fn run(arguments: &Bench) -> Result<()> {
             Error::request(format!("--seconds {} is not possible", arguments.seconds), "give 0 to 600")
         })?;
     let device = crate::choose_device(arguments.device)?;
+    if device == Device::Cpu && arguments.dtype == DtypeChoice::F16 {
+        return Err(Error::request("the CPU has no fast way to compute in f16", "give --dtype bf16 or f32"));
+    }
     let settings = Settings { dtype: crate::dtype(arguments.dtype), time };
     let chosen = if chosen.is_empty() {
         let on_gpu = device == Device::Gpu;
@@ -153,7 +156,7 @@ fn start(device: Device, dtype: DtypeChoice) -> Result<Measured> {
 fn first_step(program: &Path, folder: &Path, device: Device, dtype: DtypeChoice) -> Result<f64> {
     let start = Instant::now();
     let mut command = Command::new(program);
-    command.args(["generate", "rain on a tin roof", "--recipe", "one-stage"]);
+    command.args(["generate", "rain on a tin roof", "--recipe", "one-stage", "--no-cache"]);
     command.args(["--height", "64", "--width", "64", "--frames", "9"]);
     command.args(["--device", if device == Device::Gpu { "gpu" } else { "cpu" }]);
     command.args(["--dtype", &crate::dtype(dtype).to_string()]);

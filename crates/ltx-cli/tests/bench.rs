@@ -54,6 +54,8 @@ fn an_unknown_work_is_refused_before_any_is_run() {
     let (code, said) = fail(ltx(&["bench", "linear-m1-n4096", "liner"]));
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("`liner`") && said.contains("attention-1024") && said.contains("start"), "{said}");
+    let (code, said) = fail(ltx(&["bench", "linear-m1-n4096", "--device", "cpu", "--dtype", "f16"]));
+    assert!(code == 2 && said.contains("f16"), "{said}");
     for seconds in ["-1", "NaN", "1e9"] {
         let (code, said) = fail(ltx(&["bench", "peak", &format!("--seconds={seconds}")]));
         assert!(code == 2 && said.contains("--seconds"), "{said}");
