@@ -150,21 +150,22 @@ impl Simd for Avx2 {
         let to = &mut to[..7 * to_stride + LANES];
         unsafe {
             let row = |i: usize| _mm256_loadu_ps(from.as_ptr().add(i * from_stride).cast());
-            // Two 4×4 transpositions side by side for each half of the rows: `halves[c][g]` is column c and column
-            // 4 + c of rows 4 g …
-            let halves: [[__m256; 4]; 2] = std::array::from_fn(|group| {
+            let wide = |v| _mm256_castps_pd(v);
+            // Two 4×4 transpositions side by side for each half of the rows: `halves[g][c]` is column c and column
+            // 4 + c of rows 4 g … A loop, since what `array::from_fn` calls would be compiled without the instructions.
+            let mut halves = [[_mm256_setzero_ps(); 4]; 2];
+            for (group, half) in halves.iter_mut().enumerate() {
                 let [a, b, c, d] =
                     [row(4 * group), row(4 * group + 1), row(4 * group + 2), row(4 * group + 3)];
-                let wide = |v| _mm256_castps_pd(v);
                 let (ab_low, ab_high) = (wide(_mm256_unpacklo_ps(a, b)), wide(_mm256_unpackhi_ps(a, b)));
                 let (cd_low, cd_high) = (wide(_mm256_unpacklo_ps(c, d)), wide(_mm256_unpackhi_ps(c, d)));
-                [
+                *half = [
                     _mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low)),
                     _mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low)),
                     _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high)),
                     _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high)),
-                ]
-            });
+                ];
+            }
             // … then the halves are joined.
             for (column, (&top, &bottom)) in halves[0].iter().zip(&halves[1]).enumerate() {
                 let mut put = |at: usize, row| _mm256_storeu_ps(to.as_mut_ptr().add(at * to_stride), row);
