@@ -17,8 +17,8 @@ pub fn run(arguments: &Decode) -> Result<()> {
     let file = LatentFile::open(&arguments.file)?;
     let output = arguments.output.clone().unwrap_or_else(|| beside(&arguments.file, file.output.as_deref()));
     let dtype = arguments.dtype.map(crate::dtype);
-    let models =
-        arguments.model.iter().map(|path| crate::models::resolve(path)).collect::<Result<Vec<_>>>()?;
+    let known = arguments.model.is_empty() && !file.models.is_empty();
+    let models = if known { Vec::new() } else { crate::models::models(&arguments.model)? };
     let decoding = Decoding::new(file, &models, dtype, unread(false, arguments.strict))?;
     let file = decoding.file();
     let video = file.video();
