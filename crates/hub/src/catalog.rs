@@ -111,7 +111,7 @@ pub static ENTRIES: &[Entry] = &{
 };
 
 impl Entry {
-    /// The entry of this name. `ltx-` may stand before a name, and a file's own name does too.
+    /// The entry of this name. `ltx-` may stand before a name; a file's own name and `owner/repo:file` do too.
     pub fn find(name: &str) -> Option<&'static Self> {
         let name = name.to_ascii_lowercase();
         let short = name.strip_prefix("ltx-").unwrap_or(&name);
@@ -120,6 +120,10 @@ impl Entry {
         let own = |file: &'static str| file.rsplit('/').next().unwrap_or(file);
         let stands_for = |entry: &&Self| {
             entry.name == short
+                || entry.file.is_some_and(|file| {
+                    let place = name.split_once(':');
+                    place.is_some_and(|(repo, path)| entry.repo.eq_ignore_ascii_case(repo) && path == file)
+                })
                 || entry.file.is_some_and(|file| own(file).strip_suffix(".safetensors") == Some(stem))
         };
         ENTRIES.iter().find(stands_for)
@@ -189,6 +193,8 @@ mod tests {
         assert_eq!(name("LTX-2.3-22b-distilled-1.1.safetensors"), Some("2.3-distilled"));
         assert_eq!(name("ltx-2-19b-dev"), Some("2.0-dev"));
         assert_eq!(name("ltx-2.5-22b-distilled-lora-450-bf16"), Some("distilled-2.5"));
+        assert_eq!(name("Lightricks/LTX-2.3:ltx-2.3-22b-dev.safetensors"), Some("2.3-dev"));
+        assert_eq!(name("Lightricks/LTX-2:ltx-2.3-22b-dev.safetensors"), None);
         assert_eq!(name("distilled"), None);
         assert_eq!(Entry::like("2.3_distilled"), ["2.3-distilled", "2.3-distilled-fp8", "distilled-2.3"]);
         assert!(Entry::like("--").is_empty());

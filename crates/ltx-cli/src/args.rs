@@ -90,16 +90,16 @@ pub enum RecipeChoice {
     /// Half size, upsample, refine; for distilled models
     Distilled,
     /// One guided pass at full size; for dev models
-    #[value(alias = "one_stage", alias = "dev")]
+    #[value(aliases = ["one_stage", "dev", "ti2vid-one-stage", "ti2vid_one_stage"])]
     OneStage,
     /// Guided at half size, upsample, refine with the distilled LoRA; for dev models
-    #[value(aliases = ["two_stage", "two-stages", "dev-two-stage"])]
+    #[value(aliases = ["two_stage", "two-stages", "dev-two-stage", "ti2vid-two-stages", "ti2vid_two_stages"])]
     TwoStage,
     /// Between given pictures: two-stage (or distilled, on a distilled model) where every --image guides
     #[value(aliases = ["keyframe", "keyframe-interpolation", "keyframe_interpolation"])]
     Keyframes,
     /// Two-stage with a sampler of second order in fewer steps
-    #[value(aliases = ["two_stage_hq", "two-stages-hq", "dev-two-stage-hq"])]
+    #[value(aliases = ["two_stage_hq", "two-stages-hq", "dev-two-stage-hq", "ti2vid-two-stages-hq", "ti2vid_two_stages_hq"])]
     TwoStageHq,
 }
 
@@ -131,10 +131,11 @@ pub struct Generate {
     /// Have Gemma make a longer prompt of it first, and show that
     #[arg(long, conflicts_with = "embedding")]
     pub enhance_prompt: bool,
-    /// Model files, a folder of them (parts are recognised by content), or a name that `ltx download` knows
-    #[arg(short, long, value_name = "PATH", required = true, visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
+    /// Model files, a folder of them (parts are recognised by content), or a name that `ltx download` knows [default:
+    /// weights/ltx-2/ltx-2-19b-distilled.safetensors, if it is there]
+    #[arg(short, long, value_name = "PATH", visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
     pub model: Vec<PathBuf>,
-    /// Folder of the Gemma 3 text encoder [default: the downloaded one, for a model that is given by name]
+    /// Folder of the Gemma 3 text encoder [default: weights/gemma-3-12b, or the downloaded one]
     #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
     pub gemma: Option<PathBuf>,
     /// Latent upsampler x2, for two-stage recipes [default: the downloaded one, for a model that is given by name]
@@ -380,9 +381,9 @@ pub struct Enhance {
     /// The idea
     #[arg(value_name = "PROMPT")]
     pub prompt: String,
-    /// Folder of the instruction-tuned Gemma 3
+    /// Folder of the instruction-tuned Gemma 3 [default: weights/gemma-3-12b, or the downloaded one]
     #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
-    pub gemma: PathBuf,
+    pub gemma: Option<PathBuf>,
     /// The clip will begin with a picture, which Gemma does not see
     #[arg(long, alias = "i2v")]
     pub with_image: bool,

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ltx::Result;
 use ltx::media::{FrameRate, Options, Writer};
 use ltx::pipeline::{Decoding, LatentFile};
-use ltx::{Error, Result};
 
 use crate::args::Decode;
-use crate::generate::{Printing, Summary, encoder, unread, write};
+use crate::generate::{Printing, Summary, check_output, encoder, unread, write};
 use crate::terminal::Terminal;
 
 pub fn run(arguments: &Decode) -> Result<()> {
@@ -17,7 +17,9 @@ pub fn run(arguments: &Decode) -> Result<()> {
     let file = LatentFile::open(&arguments.file)?;
     let output = arguments.output.clone().unwrap_or_else(|| beside(&arguments.file, file.output.as_deref()));
     let dtype = arguments.dtype.map(crate::dtype);
-    let decoding = Decoding::new(file, &arguments.model, dtype, unread(false, arguments.strict))?;
+    let known = arguments.model.is_empty() && !file.models.is_empty();
+    let models = if known { Vec::new() } else { crate::models::models(&arguments.model)? };
+    let decoding = Decoding::new(file, &models, dtype, unread(false, arguments.strict))?;
     let file = decoding.file();
     let video = file.video();
     let options = Options {
@@ -27,18 +29,7 @@ pub fn run(arguments: &Decode) -> Result<()> {
         encoder: encoder(arguments.encoder),
         settings: file.settings.to_string(),
     };
-    match output.extension().and_then(|ending| ending.to_str()) {
-        Some("png") if video.frames != 1 => {
-            return Err(Error::request(
-                format!("a PNG holds one frame, not {}", video.frames),
-                "end --output in .mp4, or in / for a folder of frames",
-            ));
-        }
-        Some("wav") if file.latents.audio.is_none() => {
-            return Err(Error::request("a WAV of a silent clip", "write another kind of file"));
-        }
-        _ => {}
-    }
+    check_output(&output, video.frames, file.latents.audio.is_some())?;
     let writer = Writer::create(&output, &options)?;
     let mut terminal = Terminal::new(arguments.quiet);
     let clip = decoding.run(&mut terminal)?;

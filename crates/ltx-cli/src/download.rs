@@ -69,7 +69,8 @@ fn wanted(arguments: &Download) -> Result<Vec<(String, Reference)>> {
         }
     };
     for name in &arguments.names {
-        match Entry::find(name) {
+        // A name on the hub is that file and nothing beside it.
+        match Entry::find(name).filter(|_| !name.contains('/')) {
             Some(entry) => {
                 add(entry.name, entry.reference().map_err(models::error)?);
                 let others =

@@ -14,8 +14,8 @@ pub fn run(arguments: &EncodeText) -> Result<()> {
     let request = TextRequest {
         prompt: arguments.prompt.clone(),
         negative_prompt: arguments.negative_prompt.clone(),
-        models: arguments.model.clone(),
-        gemma: arguments.gemma.clone(),
+        models: crate::models::models(&arguments.model)?,
+        gemma: crate::models::needed_gemma(arguments.gemma.as_deref())?,
         output: arguments.output.clone(),
         max_tokens: arguments.max_tokens,
         dtype: crate::dtype(arguments.dtype),

@@ -28,7 +28,7 @@ pub fn run(arguments: &Enhance) -> Result<()> {
         max_tokens: arguments.max_tokens,
         ..Sampling::enhancement(arguments.seed)
     };
-    let folder = GemmaFolder::open(&crate::models::resolve(&arguments.gemma)?)?;
+    let folder = GemmaFolder::open(&crate::models::needed_gemma(arguments.gemma.as_deref())?)?;
     let mut terminal = Terminal::new(arguments.quiet);
     let dtype = crate::dtype(arguments.dtype);
     let text = enhance(&folder, dtype, &arguments.prompt, scene, &sampling, &mut terminal)?;

@@ -20,7 +20,8 @@ pub fn run(arguments: &Generate) -> Result<()> {
     let mut terminal = Terminal::new(arguments.quiet);
     if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
-        check_output(arguments, &Plan::new(&request)?)?;
+        let plan = Plan::new(&request)?;
+        check_output(&arguments.output, request.frames, plan.has_sound())?;
         crate::enhance::replace_prompt(&mut request, &mut terminal)?;
     }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
@@ -33,7 +34,7 @@ pub fn run(arguments: &Generate) -> Result<()> {
         encoder: encoder(arguments.encoder),
         settings: plan.settings().to_string(),
     };
-    check_output(arguments, &plan)?;
+    check_output(&arguments.output, request.frames, plan.has_sound())?;
     let writer = Writer::create(&arguments.output, &options)?;
     if let Some(path) = &arguments.save_latents {
         ltx::pipeline::check_latents_path(path)?;
@@ -186,14 +187,15 @@ pub fn unread(allow: bool, strict: bool) -> UnreadPolicy {
 }
 
 /// What the kind of output cannot hold, known before any work.
-fn check_output(arguments: &Generate, plan: &Plan) -> Result<()> {
-    let ending = arguments.output.extension().map(|ending| ending.to_ascii_lowercase());
+pub fn check_output(output: &Path, frames: usize, sound: bool) -> Result<()> {
+    let folder = output.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let ending = output.extension().filter(|_| !folder).map(|ending| ending.to_ascii_lowercase());
     match ending.as_ref().and_then(|ending| ending.to_str()) {
-        Some("png") if arguments.frames != 1 => Err(Error::request(
-            format!("a PNG holds one frame, not {}", arguments.frames),
-            "add --frames 1, or end --output in / for a folder of frames",
+        Some("png") if frames != 1 => Err(Error::request(
+            format!("a PNG holds one frame, not {frames}"),
+            "make a clip of 1 frame, or end --output in .mp4, or in / for a folder of frames",
         )),
-        Some("wav") if !plan.has_sound() => Err(Error::request(
+        Some("wav") if !sound => Err(Error::request(
             "a WAV of a silent clip",
             "leave out --no-audio, use an embedding with sound, or write another kind of file",
         )),

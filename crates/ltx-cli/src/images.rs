@@ -1,4 +1,5 @@
-//! `--image PATH [FRAME [STRENGTH [CRF]]]`, as often as there are pictures: each occurrence keeps its own values.
+//! `--image PATH [FRAME [STRENGTH [CRF]]]`, as often as there are pictures: each occurrence keeps its own values; and
+//! `--last-frame PATH`.
 
 use std::path::PathBuf;
 
@@ -8,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 use ltx::pipeline::{ImageCondition, ImageSource};
 
 const NAME: &str = "image";
+const LAST: &str = "last-frame";
 
 /// The pictures that the clip is to show, in the order they were given.
 #[derive(Debug, Default)]
@@ -20,18 +22,28 @@ impl Args for Images {
             0 (the default) the first, -1 the last; STRENGTH from 0 to 1 (the default: exactly this picture); CRF how \
             coarsely it is compressed as video beforehand, as the model's training pictures were, 0 for not at all \
             [default: the model's, 33]";
-        command.arg(
-            Arg::new(NAME)
-                .long(NAME)
-                .short('i')
-                .num_args(1..=4)
-                .value_names(["PATH", "FRAME", "STRENGTH", "CRF"])
-                .action(ArgAction::Append)
-                .allow_negative_numbers(true)
-                .value_parser(NonEmptyStringValueParser::new())
-                .help(help)
-                .long_help(long_help),
-        )
+        command
+            .arg(
+                Arg::new(NAME)
+                    .long(NAME)
+                    .short('i')
+                    .alias("init-img")
+                    .num_args(1..=4)
+                    .value_names(["PATH", "FRAME", "STRENGTH", "CRF"])
+                    .action(ArgAction::Append)
+                    .allow_negative_numbers(true)
+                    .value_parser(NonEmptyStringValueParser::new())
+                    .help(help)
+                    .long_help(long_help),
+            )
+            .arg(
+                Arg::new(LAST)
+                    .long(LAST)
+                    .alias("end-img")
+                    .value_name("PATH")
+                    .value_parser(NonEmptyStringValueParser::new())
+                    .help("The same as --image PATH -1"),
+            )
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -42,7 +54,12 @@ impl Args for Images {
 impl FromArgMatches for Images {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
         let occurrences = matches.get_occurrences::<String>(NAME).into_iter().flatten();
-        occurrences.map(|values| image(&values.collect::<Vec<_>>())).collect::<Result<_, _>>().map(Self)
+        let mut images =
+            occurrences.map(|values| image(&values.collect::<Vec<_>>())).collect::<Result<Vec<_>, _>>()?;
+        if let Some(path) = matches.get_one::<String>(LAST) {
+            images.push(image(&[path, &"-1".to_string()])?);
+        }
+        Ok(Self(images))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {

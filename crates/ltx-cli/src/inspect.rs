@@ -7,9 +7,7 @@ use serde_json::json;
 use crate::args::Inspect;
 
 pub fn run(arguments: &Inspect) -> ltx::Result<()> {
-    let paths =
-        arguments.paths.iter().map(|path| crate::models::resolve(path)).collect::<ltx::Result<Vec<_>>>()?;
-    let inspection = inspect(&paths)?;
+    let inspection = inspect(&crate::models::models(&arguments.paths)?)?;
     if arguments.json {
         let parts: Vec<_> = inspection
             .parts

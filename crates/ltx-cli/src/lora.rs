@@ -1,8 +1,8 @@
 //! `ltx lora`, and what `--lora` names.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use hub::catalog::{ENTRIES, Entry, Kind};
+use hub::catalog::{ENTRIES, Kind};
 use ltx::checkpoint::Checkpoint;
 use ltx::checkpoint::lora::{Lora, Matches, merge};
 use ltx::{Error, Result};
@@ -16,9 +16,14 @@ pub fn run(command: &LoraCommand) -> Result<()> {
         LoraCommand::Inspect(arguments) => inspect(arguments),
         LoraCommand::Merge(arguments) => merge_into(arguments),
         LoraCommand::List => {
+            let cache = crate::models::cache();
             for entry in ENTRIES.iter().filter(|entry| entry.kind == Kind::Lora) {
-                println!("{:20} {}:{}", entry.name, entry.repo, entry.file.unwrap_or_default());
+                let here = if entry.path(&cache).is_some() { "here" } else { "" };
+                let caution = entry.caution.map(|caution| format!("; {caution}")).unwrap_or_default();
+                println!("{:18}  {here:4}  {}{caution}", entry.name, entry.about);
+                println!("{:26}{}:{}", "", entry.repo, entry.file.unwrap_or_default());
             }
+            println!("\n--lora NAME adds one to a model; `ltx download NAME` fetches it first");
             Ok(())
         }
     }
@@ -41,7 +46,7 @@ pub fn given(values: &[String]) -> Result<Vec<(PathBuf, f32)>> {
                 fresh = false;
             }
             _ => {
-                loras.push((resolve(value)?, 1.0));
+                loras.push((crate::models::lora(value)?, 1.0));
                 fresh = true;
             }
         }
@@ -49,24 +54,11 @@ pub fn given(values: &[String]) -> Result<Vec<(PathBuf, f32)>> {
     Ok(loras)
 }
 
-/// The file that is meant by a path, a short name, or a name on the hub.
-fn resolve(name: &str) -> Result<PathBuf> {
-    let known = Path::new(name).exists() || Entry::find(name).is_some();
-    match crate::models::resolve(Path::new(name)) {
-        Ok(path) if known || path.exists() => Ok(path),
-        Err(error) if known || name.contains(':') => Err(error),
-        _ => Err(Error::request(
-            format!("there is no LoRA `{name}`"),
-            "give a file, a name that `ltx lora list` shows, or owner/repo:file; a prompt goes before --lora",
-        )),
-    }
-}
-
 fn inspect(arguments: &LoraInspect) -> Result<()> {
-    let lora = Lora::open(&resolve(&arguments.file)?)?;
+    let lora = Lora::open(&crate::models::lora(&arguments.file)?)?;
     let matches = match arguments.against.as_slice() {
         [] => None,
-        models => Some(lora.matches(&Checkpoint::open(models)?)?),
+        models => Some(lora.matches(&Checkpoint::open(&crate::models::models(models)?)?)?),
     };
     if arguments.json {
         let modules: Vec<_> = lora

@@ -68,6 +68,59 @@ pub fn settings(token: Option<&str>) -> Result<Settings> {
     Ok(settings)
 }
 
+/// Where LTX-2-MLX has its model and its text encoder, seen from the folder that it is run in.
+const ORIGINAL_MODEL: &str = "weights/ltx-2/ltx-2-19b-distilled.safetensors";
+const ORIGINAL_GEMMA: &str = "weights/gemma-3-12b";
+
+/// The files or folders that are meant by `--model`; without any the original's, if it is there.
+pub fn models(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let original = Path::new(ORIGINAL_MODEL);
+    match given {
+        [] if original.is_file() => Ok(vec![original.into()]),
+        [] => Err(Error::request(
+            format!("no model is named, and there is no {ORIGINAL_MODEL}"),
+            "give --model a file, a folder, or a name that `ltx download --list` shows",
+        )),
+        given => given.iter().map(|path| resolve(path)).collect(),
+    }
+}
+
+/// The text encoder that is meant by `--gemma`; without it the original's, or the downloaded one, if it is there.
+pub fn gemma(given: Option<&Path>) -> Result<Option<PathBuf>> {
+    let original = || Some(PathBuf::from(ORIGINAL_GEMMA)).filter(|folder| folder.is_dir());
+    match given {
+        Some(path) => resolve(path).map(Some),
+        None => Ok(original().or_else(|| Entry::find("gemma")?.path(&cache()))),
+    }
+}
+
+/// [`gemma`], where nothing can be done without it.
+pub fn needed_gemma(given: Option<&Path>) -> Result<PathBuf> {
+    gemma(given)?.ok_or_else(|| {
+        Error::request(
+            "there is no text encoder",
+            "give the folder of Gemma 3 with --gemma, or fetch it: `ltx download gemma`",
+        )
+    })
+}
+
+/// The LoRA file or adapter folder that is meant by a path, a short name, or a name on the hub.
+pub fn lora(name: &str) -> Result<PathBuf> {
+    let path = Path::new(name);
+    let found = if path.exists() || Entry::find(name).is_some() || Reference::looks_like(name) {
+        resolve(path)?
+    } else {
+        path.into()
+    };
+    if found.exists() {
+        return Ok(found);
+    }
+    Err(Error::request(
+        format!("there is no LoRA `{name}`"),
+        "give a file, a name that `ltx lora list` shows, or owner/repo:file; a prompt goes before --lora",
+    ))
+}
+
 /// What a path or a name means: a file or folder that is here, the cached one of a known name or of `owner/repo[:file]`,
 /// or the path itself, for whoever reads it to complain about.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
@@ -146,41 +199,44 @@ pub fn files(arguments: &Generate, distilled_lora: Option<PathBuf>) -> Result<Fi
             .and_then(Entry::find)
             .filter(|entry| entry.kind == Kind::Checkpoint)
     };
-    let option = |path: &Option<PathBuf>| path.as_deref().map(resolve).transpose();
     let mut files = Files {
         models: Vec::new(),
-        gemma: option(&arguments.gemma)?,
-        spatial_upsampler: option(&arguments.spatial_upsampler)?,
+        gemma: None,
+        spatial_upsampler: arguments.spatial_upsampler.as_deref().map(resolve).transpose()?,
         distilled_lora,
     };
     let mut missing: Vec<&'static str> = Vec::new();
+    let encodes = arguments.embedding.is_none() && !arguments.dummy_text && !arguments.placeholder;
+    if encodes || arguments.gemma.is_some() {
+        files.gemma = gemma(arguments.gemma.as_deref())?;
+    }
     if let Some(model) = arguments.model.iter().find_map(named) {
+        if arguments.model.len() == 1 && model.path(&cache()).is_none() {
+            // Its download brings the rest along.
+            return Err(absent(&[model.name]));
+        }
         let mut need = |name: &str, file: &mut Option<PathBuf>| {
             if let (None, Some(entry)) = (&file, Entry::find(name)) {
                 *file = entry.path(&cache());
                 missing.extend(file.is_none().then_some(entry.name));
             }
         };
-        if arguments.model.len() == 1 && model.path(&cache()).is_none() {
-            // Its download brings the rest along.
-            return Err(absent(&[model.name]));
-        }
-        if arguments.embedding.is_none() {
+        if encodes {
             need("gemma", &mut files.gemma);
         }
         let distilled = model.name.contains("distilled");
         let stages = arguments.recipe.map_or(distilled, |recipe| recipe != RecipeChoice::OneStage);
-        if stages {
+        if stages && !arguments.placeholder {
             need(&format!("{}-upsampler", model.generation()), &mut files.spatial_upsampler);
-        }
-        if !distilled && stages {
-            need(&format!("distilled-{}", model.generation()), &mut files.distilled_lora);
+            if !distilled {
+                need(&format!("distilled-{}", model.generation()), &mut files.distilled_lora);
+            }
         }
     }
     if !missing.is_empty() {
         return Err(absent(&missing));
     }
-    files.models = arguments.model.iter().map(|path| resolve(path)).collect::<Result<_>>()?;
+    files.models = models(&arguments.model)?;
     Ok(files)
 }
 

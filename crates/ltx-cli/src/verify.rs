@@ -41,7 +41,7 @@ pub fn run(arguments: &Verify) -> ExitCode {
 /// The files given, or those the golden names: they lie beside the folder of the golden.
 fn models(golden: &Path, given: &[PathBuf]) -> ltx::Result<Checkpoint> {
     if !given.is_empty() {
-        return Checkpoint::open(given);
+        return Checkpoint::open(&crate::models::models(given)?);
     }
     let named = Golden::open(golden)?.checkpoints();
     let set = golden.parent().map_or(PathBuf::from(".."), |folder| folder.join(".."));

@@ -84,10 +84,11 @@ fn loras_and_their_recipes_are_checked_first() {
         2,
         &["camera-static is not on this machine", "ltx download camera-static"],
     );
+    check(&["--lora", "some/lora"], 2, &["`some/lora`", "ltx download some/lora"]);
     check(&["--lora", &lora, "inf"], 2, &["strength of inf"]);
     check(&["--lora", &lora, "0.5", "0.7"], 2, &["0.7"]);
     check(&["--lora", &path("2.3/model.safetensors")], 1, &["is not a LoRA", "--model"]);
-    check(&["--lora", &path("gemma3")], 1, &["pytorch_lora_weights.safetensors"]);
+    check(&["--lora", &path("gemma3")], 1, &["is not a LoRA"]);
     let two_stage = ["--recipe", "two-stage", "--spatial-upsampler", &upsampler];
     let check = |more: &[&str], code, words: &[&str]| check(&[&two_stage[..], more].concat(), code, words);
     check(&[], 2, &["needs the distilled LoRA", "--distilled-lora", "distilled-2.3"]);
@@ -304,6 +305,12 @@ fn an_output_that_cannot_hold_the_clip_is_refused() {
     let (code, said) =
         fail(generate(Path::new("/tmp/never.wav"), &[&base[..], &["--frames", "9", "--no-audio"]].concat()));
     assert!(code == 2 && said.contains("silent"), "{said}");
+    // A folder may be called what it likes.
+    let folder = tempfile::tempdir().unwrap();
+    let pictures = folder.path().join("clip.png");
+    let named = format!("{}/", pictures.display());
+    succeed(generate(Path::new(&named), &[&base[..], &["--frames", "9", "--steps", "1"]].concat()));
+    assert_eq!(program::frames(&pictures).len(), 9);
 }
 
 #[test]
@@ -379,6 +386,7 @@ fn pictures_must_be_pictures_of_frames_that_there_are() {
         refuse(&[&base[..], &["--frames", "9", "--stg-blocks", "1"], more].concat(), code, words);
     };
     check(&["--image", "/nowhere.png"], 1, &["/nowhere.png"]);
+    check(&["--image", &picture, "--placeholder"], 2, &["noise shows no picture"]);
     check(&["--image", &gemma], 1, &["is not a file", "hint:"]);
     let text = path("gemma3/config.json");
     check(&["--image", &text], 1, &["config.json", "PNG, JPEG or WebP"]);

@@ -15,6 +15,9 @@ use server::{Asked, COMMIT, Reply, Server, noise, sha256};
 use tempfile::TempDir;
 
 const MODEL: &str = "Owner/Model/model.safetensors";
+/// As the hub calls it.
+const LORA: &str =
+    "Lightricks/LTX-2-19b-LoRA-Camera-Control-Static:ltx-2-19b-lora-camera-control-static.safetensors";
 /// Two segments, the second one short and odd.
 const SIZE: usize = (40 << 20) + 5;
 
@@ -245,6 +248,7 @@ fn a_name_brings_what_a_clip_needs_and_generate_uses_it() {
             read("upsamplers/2.3-spatial-x2.safetensors"),
         ),
         (format!("{gemma}/README.md"), vec![1, 2, 3]),
+        (LORA.replace(':', "/"), read("lora/official.safetensors")),
     ];
     for entry in std::fs::read_dir(fixtures().join("gemma3")).unwrap() {
         let path = entry.unwrap().path();
@@ -292,8 +296,54 @@ fn a_name_brings_what_a_clip_needs_and_generate_uses_it() {
         .map(|line| line.split(' ').next().unwrap())
         .collect();
     assert_eq!(here, ["2.3-distilled", "2.3-upsampler", "gemma"]);
+    assert_eq!(server.asked().len(), before, "using what is here asks nobody");
+    succeed(at(&server, &home, &["download", "camera-static", "--quiet"]));
+    let before = server.asked().len();
+    every_command_takes_names(&server, &home);
     let inspected =
         succeed(at(&server, &home, &["inspect", "Lightricks/LTX-2.3:ltx-2.3-22b-distilled-1.1.safetensors"]));
     assert!(inspected.contains("version: 2.3"), "{inspected}");
     assert_eq!(server.asked().len(), before, "using what is here asks nobody");
+}
+
+/// Whatever is asked for by a name is taken from the cache.
+fn every_command_takes_names(server: &Server, home: &TempDir) {
+    let made = |name: &str| home.path().join(name).display().to_string();
+    let run = |arguments: &[&str]| succeed(at(server, home, arguments));
+    let hub = "Lightricks/LTX-2.3:ltx-2.3-22b-distilled-1.1.safetensors";
+    for model in ["2.3-distilled", hub] {
+        let embedding = made("prompt.npz");
+        run(&["encode-text", "a boat", "--model", model, "--output", &embedding, "--device", "cpu"]);
+        let size = ["--height", "64", "--width", "64", "--frames", "9", "--output"];
+        let (clip, latents) = (made("clip.mp4"), made("clip_latent.npz"));
+        let generate = ["generate", "--device", "cpu", "--recipe", "one-stage", "--model", model];
+        run(&[&generate[..], &["--skip-vae", "--embedding", &embedding], &size, &[&clip]].concat());
+        run(&["decode", &latents, "--model", model, "--device", "cpu"]);
+    }
+    let golden = fixtures().join("goldens/2.3-dit-t2v.safetensors").display().to_string();
+    assert!(run(&["verify", &golden, "--model", "2.3-distilled", "--device", "cpu"]).contains("pass"));
+    let (repository, _) = LORA.split_once(':').unwrap();
+    for lora in ["camera-static", LORA, repository] {
+        let said = run(&["lora", "inspect", lora, "--against", "2.3-distilled"]);
+        assert!(said.contains("6 of the dit"), "{lora}: {said}");
+    }
+    let merged = made("merged.safetensors");
+    run(&["lora", "merge", "2.3-distilled", "--lora", "camera-static", "0.5", "--output", &merged]);
+    assert!(run(&["lora", "list"]).contains("camera-static       here"));
+    run(&["enhance", "a boat", "--max-tokens", "3", "--device", "cpu"]);
+}
+
+#[test]
+fn what_is_not_needed_need_not_be_here() {
+    let model = "Lightricks/LTX-2.3/ltx-2.3-22b-distilled-1.1.safetensors";
+    let server =
+        Server::start(&[(model, std::fs::read(fixtures().join("2.3/model.safetensors")).unwrap())], honest);
+    let home = tempfile::tempdir().unwrap();
+    succeed(at(&server, &home, &["download", "Lightricks/LTX-2.3:ltx-2.3-22b-distilled-1.1.safetensors"]));
+    let clip = home.path().join("clip.mp4").display().to_string();
+    let base = ["generate", "a boat", "--model", "2.3-distilled", "--device", "cpu", "--output", &clip];
+    let size = ["--height", "64", "--width", "64", "--frames", "9"];
+    for extra in [&["--dummy-text", "--recipe", "one-stage"][..], &["--placeholder"]] {
+        succeed(at(&server, &home, &[&base[..], &size, extra].concat()));
+    }
 }

@@ -253,7 +253,10 @@ fn a_picture_changes_the_clip_and_its_settings_say_so() {
         serde_json::json!({ "file": "last.png", "frame": 8, "strength": 0.5, "crf": 20 })
     );
     let (uncompressed, _) = run("4.mp4", &["--image", &picture, "0", "1", "0"]);
-    let clips = [without, first, last, uncompressed];
+    let (named, _) = run("5.mp4", &["--last-frame", &picture]);
+    assert_eq!(named, run("6.mp4", &["--end-img", &picture]).0);
+    assert_eq!(named, run("7.mp4", &["--image", &picture, "-1"]).0);
+    let clips = [without, first, last, uncompressed, named];
     for (index, clip) in clips.iter().enumerate() {
         assert!(!clips[..index].contains(clip), "clip {index} is like one before");
     }

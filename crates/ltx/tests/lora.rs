@@ -186,6 +186,20 @@ fn damaged_and_foreign_files_are_refused_with_a_sentence() {
 }
 
 #[test]
+fn a_folder_with_one_file_is_that_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = |path: &Path| Lora::open(path).unwrap_err().to_string();
+    assert!(said(folder.path()).contains("without a LoRA"));
+    let copy = |name: &str| {
+        std::fs::copy(fixtures().join("lora/official.safetensors"), folder.path().join(name)).unwrap()
+    };
+    copy("any.safetensors");
+    assert_eq!(Lora::open(folder.path()).unwrap().modules().len(), 6);
+    copy("other.safetensors");
+    assert!(said(folder.path()).contains("2 files"));
+}
+
+#[test]
 fn a_merged_file_holds_what_fusing_reads() {
     let folder = tempfile::tempdir().unwrap();
     let (source, output) =

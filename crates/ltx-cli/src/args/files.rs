@@ -11,11 +11,12 @@ pub struct EncodeText {
     /// What the clip shows and how it sounds
     #[arg(value_name = "PROMPT")]
     pub prompt: String,
-    /// Folder of the Gemma 3 text encoder
+    /// Folder of the Gemma 3 text encoder [default: weights/gemma-3-12b, or the downloaded one]
     #[arg(long, value_name = "DIR", visible_alias = "gemma-path", alias = "gemma-root")]
-    pub gemma: PathBuf,
-    /// Model files, or a folder of them: the text projection and the connectors are read
-    #[arg(short, long, value_name = "PATH", required = true, visible_aliases = ["ltx-weights", "weights"], alias = "checkpoint-path")]
+    pub gemma: Option<PathBuf>,
+    /// Model files, a folder of them, or a name: the text projection and the connectors are read [default:
+    /// weights/ltx-2/ltx-2-19b-distilled.safetensors, if it is there]
+    #[arg(short, long, value_name = "PATH", visible_aliases = ["ltx-weights", "weights"], alias = "checkpoint-path")]
     pub model: Vec<PathBuf>,
     /// The file: .npz as LTX-2-MLX has it (the video's context), or .safetensors (video and audio)
     #[arg(short, long, value_name = "FILE", default_value = "prompt_embedding.npz")]
@@ -51,7 +52,7 @@ pub struct Decode {
     /// The clip [default: what the run was to write, beside FILE]
     #[arg(short, long, value_name = "PATH", aliases = ["output-path", "out"])]
     pub output: Option<PathBuf>,
-    /// Model files, or a folder of them [default: those of the run]
+    /// Model files, a folder of them, or a name [default: those of the run]
     #[arg(short, long, value_name = "PATH", visible_aliases = ["weights", "checkpoint-path"])]
     pub model: Vec<PathBuf>,
     /// Frames per second [default: those of the run, or 24]

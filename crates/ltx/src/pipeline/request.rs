@@ -180,6 +180,12 @@ impl Request {
                 "give one from 1 to 240 frames per second",
             ));
         }
+        if self.placeholder && !self.images.is_empty() {
+            return Err(Error::request(
+                "--placeholder with --image: noise shows no picture",
+                "leave out one of them",
+            ));
+        }
         images::check(&self.images, self.frames)?;
         if self.steps == Some(0) {
             return Err(Error::request("there are no denoising steps", "give at least --steps 1"));

@@ -80,7 +80,7 @@ pub fn prompts(
     let folder = request.gemma.as_ref().ok_or_else(|| {
         Error::request(
             "there is no text encoder",
-            "give the folder of Gemma 3 with --gemma, or connector outputs with --embedding",
+            "give the folder of Gemma 3 with --gemma, fetch it with `ltx download gemma`, or give an encoded prompt with --embedding",
         )
     })?;
     let wanted: Vec<_> = [positive].into_iter().chain(negative).collect();

@@ -27,7 +27,7 @@ impl Golden {
                 path,
                 "__metadata__.component",
                 "is missing: this is not a golden file",
-                "give a file made by reference/fixtures",
+                "give one (docs/parity.md); `-noise` and `-embedding` files beside whole runs belong to `ltx generate`",
             )
         })?;
         Ok(Self { file, component, read: RefCell::default() })

@@ -56,7 +56,10 @@ pub(super) fn parse(key: &str) -> Key<'_> {
         }
     }
     let ends = OTHER_ENDS.iter().filter(|(end, _)| key.ends_with(end));
-    let other = OTHERS.iter().filter(|(mark, _)| key.contains(mark)).chain(ends).next();
+    let begins = |mark: &str| {
+        key.match_indices(mark).any(|(at, _)| at == 0 || key.as_bytes().get(at - 1) == Some(&b'.'))
+    };
+    let other = OTHERS.iter().filter(|(mark, _)| begins(mark)).chain(ends).next();
     other.map_or(Key::Unknown, |(_, method)| Key::Other(method))
 }
 
@@ -144,6 +147,8 @@ mod tests {
         assert_eq!(part("a.lora.up.weight"), ("a".into(), Part::Up));
         assert_eq!(part("a.b.alpha"), ("a.b".into(), Part::Alpha));
         assert_eq!(parse("a.dora_scale"), Key::Other("DoRA"));
+        // `soft_` is no `oft_`.
+        assert_eq!(parse("a.mm_soft_emb_norm.weight"), Key::Unknown);
         assert_eq!(parse("a.lokr_w1"), Key::Other("LoKr"));
         assert_eq!(parse("a.diff_b"), Key::Other("differences of biases"));
         assert_eq!(parse("a.weight"), Key::Unknown);

@@ -126,15 +126,24 @@ impl Lora {
     }
 }
 
-/// The file itself; of a folder, what diffusers or PEFT would read in it.
+/// The file itself; of a folder, what diffusers or PEFT would read in it, or the only weights there.
 fn in_folder(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.into());
     }
     let names = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"];
-    names.iter().map(|name| path.join(name)).find(|file| file.is_file()).ok_or_else(|| {
-        Error::file(path, "", format!("is a folder without {}", names.join(" or ")), "give the LoRA's file")
-    })
+    if let Some(file) = names.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
+        return Ok(file);
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let weights: Vec<_> =
+        entries.filter(|file| file.extension().is_some_and(|ending| ending == "safetensors")).collect();
+    let problem = match weights.as_slice() {
+        [only] => return Ok(only.clone()),
+        [] => "is a folder without a LoRA".into(),
+        many => format!("is a folder with {} files, none of which is {}", many.len(), names.join(" or ")),
+    };
+    Err(Error::file(path, "", problem, "give the LoRA's file"))
 }
 
 fn module(file: &File, name: String, parts: [Option<String>; 3], alphas: &Alphas) -> Result<Module> {
