@@ -118,11 +118,13 @@ impl Cache {
         let path = self.snapshot(reference, commit).join(file);
         let failed = |error: io::Error| Error::disk(&path, &error);
         let folder = path.parent().unwrap_or(&self.root);
-        std::fs::create_dir_all(folder).map_err(failed)?;
         let up = "../".repeat(2 + file.matches('/').count());
         let link = folder.join(format!(".{tag}.{}.link", std::process::id()));
-        // Without a blob the file itself is in its place already.
-        if blob.is_file() {
+        // Without a blob the file itself is in its place already. What is right already is not written again: the cache
+        // of a whole site may be for reading only.
+        let same = path.canonicalize().is_ok_and(|path| blob.canonicalize().is_ok_and(|blob| blob == path));
+        if blob.is_file() && !same {
+            std::fs::create_dir_all(folder).map_err(failed)?;
             match std::os::unix::fs::symlink(format!("{up}blobs/{tag}"), &link) {
                 Ok(()) => std::fs::rename(&link, &path).map_err(failed)?,
                 Err(error)
@@ -136,8 +138,10 @@ impl Cache {
                 Err(error) => return Err(failed(error)),
             }
         }
-        if reference.revision != commit {
-            let path = self.repo(&reference.repo).join("refs").join(&reference.revision);
+        let newest = self.repo(&reference.repo).join("refs").join(&reference.revision);
+        let known = || std::fs::read_to_string(&newest).is_ok_and(|known| known.trim() == commit);
+        if reference.revision != commit && !known() {
+            let path = newest;
             let failed = |error: io::Error| Error::disk(&path, &error);
             std::fs::create_dir_all(path.parent().unwrap_or(&self.root)).map_err(failed)?;
             let beside = path.with_extension(format!("{}.new", std::process::id()));
@@ -201,6 +205,12 @@ mod tests {
             hf_hub::Cache::new(folder.path().into()).model("Owner/Name".into()).get("sub/deep/x.json"),
             Some(path.clone())
         );
+
+        // Again: nothing is written, so a cache for reading only does as well.
+        let facts = |path: &Path| std::fs::symlink_metadata(path).unwrap().modified().unwrap();
+        let before = (facts(&path), facts(&repo.join("refs/main")), facts(path.parent().unwrap()));
+        assert_eq!(cache.publish(&reference, COMMIT, "sub/deep/x.json", "abc").unwrap(), path);
+        assert_eq!((facts(&path), facts(&repo.join("refs/main")), facts(path.parent().unwrap())), before);
 
         // The branch moved on; what was fetched before is still here.
         std::fs::write(repo.join("refs/main"), "f".repeat(40)).unwrap();

@@ -63,11 +63,16 @@ impl Client {
         if !matches!(endpoint.scheme_str(), Some("http" | "https")) || endpoint.host().is_none() {
             return Err(problem("is not the address of a hub"));
         }
-        if settings
-            .token
-            .as_ref()
-            .is_some_and(|token| token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()))
-        {
+        if settings.endpoint.contains(['?', '#', '@']) {
+            // Not shown: before an @ stands a password.
+            return Err(Error::request(
+                "the hub's address has a query, a fragment or a password in it",
+                "set HF_ENDPOINT to an address like https://host; tokens go to HF_TOKEN",
+            ));
+        }
+        if settings.token.as_ref().is_some_and(|token| {
+            token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic() && !"\"'".contains(c))
+        }) {
             return Err(Error::request(
                 "the token holds characters that no token has",
                 "copy it again from the hub's page of tokens, without spaces or quotes",
@@ -480,7 +485,15 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_work_are_refused() {
-        for endpoint in ["", "hub.example", "ftp://hub.example", "https://"] {
+        for endpoint in [
+            "",
+            "hub.example",
+            "ftp://hub.example",
+            "https://",
+            "https://a:b@hub.example",
+            "https://hub.example?x=1",
+            "https://hub.example#x",
+        ] {
             assert!(
                 matches!(
                     Client::new(&Settings { endpoint: endpoint.into(), ..Settings::new("/x") }),
@@ -489,6 +502,8 @@ mod tests {
                 "{endpoint}"
             );
         }
+        let settings = Settings { token: Some("\"hf_quoted\"".into()), ..Settings::new("/x") };
+        assert!(Client::new(&settings).is_err());
         let settings = Settings { token: Some("a b\r\nX: y".into()), ..Settings::new("/x") };
         assert!(Client::new(&settings).is_err_and(|error| !error.to_string().contains("X: y")));
     }

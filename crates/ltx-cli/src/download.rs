@@ -16,12 +16,12 @@ use serde_json::json;
 
 use crate::args::Download;
 use crate::models;
-use crate::terminal::seconds;
+use crate::terminal::{say, sayln, seconds};
 
 pub fn run(arguments: &Download) -> ExitCode {
     match if arguments.list { list(arguments) } else { download(arguments) } {
         Err(Error::Cancelled) => {
-            eprintln!("interrupted: what has arrived is kept, and the same command goes on from there");
+            sayln!("interrupted: what has arrived is kept, and the same command goes on from there");
             ExitCode::from(130)
         }
         result => crate::finish(result),
@@ -79,7 +79,7 @@ fn wanted(arguments: &Download) -> Result<Vec<(String, Reference)>> {
                     add(other.name, other.reference().map_err(models::error)?);
                 }
                 if let Some(caution) = entry.caution.filter(|_| !arguments.quiet) {
-                    eprintln!("note: {name}: {caution}");
+                    sayln!("note: {name}: {caution}");
                 }
             }
             None if name.contains('/') => add(name, Reference::parse(name).map_err(models::error)?),
@@ -103,7 +103,7 @@ fn download(arguments: &Download) -> Result<()> {
         if arguments.dry_run && !arguments.json {
             print!("{report}")
         } else if !arguments.quiet {
-            eprint!("{report}")
+            say!("{report}")
         }
     }
     let mut paths = Vec::new();
@@ -218,7 +218,7 @@ impl Bar {
 
     fn clear(&self) {
         if self.interactive && !self.quiet {
-            eprint!("\r\x1b[K");
+            say!("\r\x1b[K");
         }
     }
 
@@ -230,10 +230,10 @@ impl Bar {
         }
         self.said = Some(Instant::now());
         if self.interactive {
-            eprint!("\r\x1b[K{line}");
+            say!("\r\x1b[K{line}");
             let _ = stderr().flush();
         } else {
-            eprintln!("{line}");
+            sayln!("{line}");
         }
     }
 
@@ -290,7 +290,7 @@ impl Progress for Bar {
             }
             Event::Note(note) if !self.quiet => {
                 self.clear();
-                eprintln!("note: {}: {note}", self.name());
+                sayln!("note: {}: {note}", self.name());
             }
             Event::Note(_) => {}
         }

@@ -5,7 +5,7 @@ use ltx::text::{GemmaFolder, Sampling, Scene, enhance};
 use ltx::{Error, Result};
 
 use crate::args::Enhance;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, say, sayln};
 
 pub fn run(arguments: &Enhance) -> Result<()> {
     let scene = if arguments.with_image { Scene::Image } else { Scene::Text };
@@ -46,7 +46,7 @@ pub fn replace_prompt(request: &mut Request, terminal: &mut Terminal) -> Result<
     let folder = GemmaFolder::open(gemma)?;
     let scene = if request.images.is_empty() { Scene::Text } else { Scene::Image };
     let text = enhance(&folder, request.dtype, prompt, scene, &sampling, terminal)?;
-    eprintln!("prompt: {text}");
+    sayln!("prompt: {text}");
     request.prompt = Some(text);
     Ok(())
 }

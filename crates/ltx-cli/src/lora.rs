@@ -85,7 +85,10 @@ fn inspect(arguments: &LoraInspect) -> Result<()> {
     println!("  rank {}", span(lora.modules().iter().map(|module| module.rank as f64)));
     println!("  alpha / rank {}", span(lora.modules().iter().map(|module| module.scale)));
     for (key, value) in lora.metadata() {
-        println!("  {key}: {}", value.chars().take(200).collect::<String>());
+        println!(
+            "  {}",
+            crate::printable(&format!("{key}: {}", value.chars().take(200).collect::<String>()))
+        );
     }
     list("not understood", lora.unknown().iter().cloned());
     if let Some(matches) = &matches {
@@ -105,7 +108,11 @@ fn list(title: &str, names: impl ExactSizeIterator<Item = String>) {
     let count = names.len();
     if count > 0 {
         let shown: Vec<String> = names.take(5).collect();
-        println!("  {title}: {count}: {}{}", shown.join(", "), if count > 5 { ", …" } else { "" });
+        println!(
+            "  {title}: {count}: {}{}",
+            crate::printable(&shown.join(", ")),
+            if count > 5 { ", …" } else { "" }
+        );
     }
 }
 

@@ -26,6 +26,7 @@ use ltx::Error;
 
 use args::{Cli, Command, DtypeChoice};
 use machine::choose_device;
+use terminal::{say, sayln};
 
 fn main() -> ExitCode {
     end_when_nobody_reads();
@@ -48,22 +49,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// A reader that has seen enough (`ltx cache list | head`) closes the pipe: that is the end, and no failure to report.
+/// A reader that has seen enough (`ltx cache list | head`) closes the pipe: that is the end, and no failure to report. A
+/// result that cannot be printed, onto a full disk say, is one.
 fn end_when_nobody_reads() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let said = panic.payload().downcast_ref::<String>();
-        if said.is_some_and(|said| said.starts_with("failed printing") && said.contains("Broken pipe")) {
-            std::process::exit(0);
+        match said.and_then(|said| said.strip_prefix("failed printing to stdout: ")) {
+            Some(problem) if problem.contains("Broken pipe") => std::process::exit(0),
+            Some(problem) => {
+                let remedy = "see whether the disk that it goes to is full";
+                print_error(&Error::machine(format!("the result cannot be printed: {problem}"), remedy));
+                std::process::exit(1);
+            }
+            None => usual(panic),
         }
-        usual(panic);
     }));
 }
 
 fn finish(result: ltx::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if matches!(error, Error::Cancelled) {
-        eprintln!("interrupted: nothing was written");
+        sayln!("interrupted: nothing was written");
         return ExitCode::from(130);
     }
     print_error(&error);
@@ -71,10 +78,15 @@ fn finish(result: ltx::Result<()>) -> ExitCode {
 }
 
 fn print_error(error: &Error) {
-    eprintln!("error: {error}");
+    sayln!("error: {}", printable(&error.to_string()));
     if let Some(remedy) = error.remedy() {
-        eprintln!("hint: {remedy}");
+        sayln!("hint: {}", printable(&remedy));
     }
+}
+
+/// Names in files can hold what would control a terminal.
+fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}")
 }
 
 fn dtype(choice: DtypeChoice) -> mlx::Dtype {

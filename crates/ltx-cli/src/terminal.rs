@@ -8,6 +8,22 @@ use std::time::{Duration, Instant};
 
 use ltx::progress::{Event, Progress};
 
+/// Says something on stderr. That nobody reads it, or that the disk it goes to is full, is no reason to stop working.
+macro_rules! say {
+    ($($said:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!($($said)*));
+    }};
+}
+
+/// The same, and a line ends.
+macro_rules! sayln {
+    ($($said:tt)*) => {
+        say!("{}\n", format_args!($($said)*))
+    };
+}
+
+pub(crate) use {say, sayln};
+
 /// Prints events and watches for Ctrl-C.
 pub struct Terminal {
     interactive: bool,
@@ -27,7 +43,7 @@ impl Terminal {
             if asked.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            eprintln!("\nstopping after this step (Ctrl-C again to stop at once)");
+            sayln!("\nstopping after this step (Ctrl-C again to stop at once)");
         });
         Self { interactive: stderr().is_terminal(), quiet, stop, phase: None, finished: Vec::new() }
     }
@@ -43,7 +59,7 @@ impl Terminal {
         let took = since.elapsed();
         if !self.quiet {
             let clear = if self.interactive { "\r\x1b[K" } else { "" };
-            eprintln!("{clear}{name}: {}{}", seconds(took), memory());
+            sayln!("{clear}{name}: {}{}", seconds(took), memory());
         }
         self.finished.push((name, took));
     }
@@ -52,10 +68,10 @@ impl Terminal {
         let Some((name, since)) = &self.phase else { return };
         let left = since.elapsed().mul_f64(of.saturating_sub(done) as f64 / done.max(1) as f64);
         if self.interactive {
-            eprint!("\r\x1b[K{name}: {done}/{of}, {} left{}", seconds(left), memory());
+            say!("\r\x1b[K{name}: {done}/{of}, {} left{}", seconds(left), memory());
             let _ = stderr().flush();
         } else {
-            eprintln!("{name}: {done}/{of}, {} left", seconds(left));
+            sayln!("{name}: {done}/{of}, {} left", seconds(left));
         }
     }
 }
@@ -66,14 +82,14 @@ impl Progress for Terminal {
             Event::Phase { name, .. } => {
                 self.end_phase();
                 if self.interactive && !self.quiet {
-                    eprint!("{name} …");
+                    say!("{name} …");
                     let _ = stderr().flush();
                 }
                 self.phase = Some((name, Instant::now()));
             }
             Event::Step { done, of } if !self.quiet => self.step(done, of),
             Event::Note(note) if !self.quiet => {
-                eprintln!("{}note: {note}", if self.interactive { "\r\x1b[K" } else { "" });
+                sayln!("{}note: {note}", if self.interactive { "\r\x1b[K" } else { "" });
             }
             _ => {}
         }

@@ -432,3 +432,86 @@ fn a_reader_that_leaves_is_no_failure() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+/// A result that cannot be printed is a failure in a sentence; progress that cannot be shown is none.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_stdout_is_told_and_behind_stderr_ignored() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut list = ltx(&["lora", "list"]);
+    let output = list.stdout(full()).stderr(std::process::Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && said.contains("No space left") && !said.contains("panicked"),
+        "{said}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let merged = folder.path().join("merged.safetensors");
+    let (model, lora) = (path("2.3/model.safetensors"), path("lora/official.safetensors"));
+    let mut merge = ltx(&["lora", "merge", &model, "--lora", &lora, "--output", merged.to_str().unwrap()]);
+    assert!(merge.stderr(full()).status().unwrap().success() && merged.is_file());
+}
+
+#[test]
+fn merging_spares_its_inputs_and_whatever_is_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, lora) = (path("2.3/model.safetensors"), folder.path().join("lora.safetensors"));
+    std::fs::copy(path("lora/official.safetensors"), &lora).unwrap();
+    let before = std::fs::read(&lora).unwrap();
+    let (own, socket) = (lora.display().to_string(), folder.path().join("socket"));
+    let _held = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let socket = socket.display().to_string();
+    let place = folder.path().display().to_string();
+    for (output, strength, words) in [
+        (own.as_str(), "1", &["lora.safetensors", "is one of the LoRAs"][..]),
+        (&socket, "1", &["socket", "a device or a pipe"]),
+        (&place, "1", &["cannot be written"]),
+    ] {
+        let (code, said) =
+            fail(ltx(&["lora", "merge", &model, "--quiet", "--lora", &own, strength, "--output", output]));
+        assert!(code == 1 && words.iter().chain(&["hint: "]).all(|word| said.contains(word)), "{said}");
+    }
+    // A factor that is not finite would make every clip black.
+    let data = 8 + u64::from_le_bytes(before[..8].try_into().unwrap()) as usize;
+    let mut broken = before.clone();
+    let nan = format!("{place}/nan.safetensors");
+    for (byte, words) in
+        [(0x7f, ["model.safetensors", "lower strengths"]), (0xff, ["nan.safetensors", "damaged"])]
+    {
+        broken[data..].fill(byte);
+        std::fs::write(&nan, &broken).unwrap();
+        let output = format!("{place}/m.safetensors");
+        let (_, said) = fail(ltx(&["lora", "merge", &model, "--quiet", "--lora", &nan, "--output", &output]));
+        assert!(words.iter().chain(&["not finite"]).all(|word| said.contains(word)), "{said}");
+    }
+    assert!(std::fs::read(&lora).unwrap() == before);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+    let merged = folder.path().join("merged.safetensors").display().to_string();
+    succeed(ltx(&["lora", "merge", &model, "--quiet", "--lora", &own, "--output", &merged]));
+    let mode =
+        |path: &str| std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions());
+    std::fs::write(folder.path().join("plain"), "").unwrap();
+    assert_eq!(mode(&merged), mode(&format!("{place}/plain")), "as readable as any file of the user's");
+}
+
+/// Opened, a pipe would wait for a writer for ever.
+#[test]
+fn pipes_are_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["pipe.npz", "pipe.safetensors"] {
+        let pipe = folder.path().join(name).display().to_string();
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        refuse(&["--stg-blocks", "1", "--embedding", &pipe], 1, &[name, "is not a file", "hint: "]);
+    }
+}
+
+#[test]
+fn terminals_are_not_controlled_by_names_in_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let header = r#"{"\u001b[31mx.lora_A.weight":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}"#;
+    let path = folder.path().join("lora.safetensors");
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat())
+        .unwrap();
+    let (_, said) = fail(ltx(&["lora", "inspect", path.to_str().unwrap()]));
+    assert!(said.contains("lacks one of its two factors") && !said.contains('\u{1b}'), "{said:?}");
+}

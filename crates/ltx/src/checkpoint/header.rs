@@ -33,17 +33,18 @@ impl File {
             };
             Error::file(path, "", format!("cannot be opened: {error}"), remedy)
         };
-        let file = std::fs::File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+        // Asked before it is opened: a pipe would not open until somebody writes to it.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(Error::file(path, "", "is not a file", "give a .safetensors file"));
         }
+        let file = std::fs::File::open(path).map_err(io)?;
         // SAFETY: the map is read-only and private to this process. Another process that truncates the file while we
         // read it would raise SIGBUS, which no mapping can rule out; model files are not written to while in use.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let (size, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             let problem = match error {
                 safetensors::SafeTensorError::MetadataIncompleteBuffer => {
-                    "is cut off: the header promises more bytes than the file has".into()
+                    "is cut off, or goes on after its end: its header promises another number of bytes than the file has".into()
                 }
                 other => format!("is not a valid safetensors file ({other})"),
             };

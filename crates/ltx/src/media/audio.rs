@@ -109,5 +109,6 @@ pub(super) fn temporary(path: &Path, audio: &Audio) -> Result<tempfile::NamedTem
         write(&mut out, audio, "")?;
         out.into_inner().map_err(io::IntoInnerError::into_error)
     };
-    save().map_err(|source| Error::Write { path: path.to_owned(), source })
+    // Without the temporary name that the user never chose.
+    save().map_err(|error| Error::Write { path: path.to_owned(), source: error.kind().into() })
 }

@@ -57,7 +57,7 @@ impl Ffmpeg {
         // The sound is as long as the video before ffmpeg sees it.
         let sound = sound.map(|sound| {
             let channels = sound.stereo(self.rate.samples(self.frames, sound.sample_rate)).to_vec();
-            audio::temporary(self.video.temporary(), &Audio { sample_rate: sound.sample_rate, channels })
+            audio::temporary(path, &Audio { sample_rate: sound.sample_rate, channels })
         });
         let sound = sound.transpose()?;
         if let Some(sound) = &sound {

@@ -163,6 +163,8 @@ pub enum Error {
     Create { path: PathBuf, source: io::Error },
     #[error("{}: the folder is not empty", path.display())]
     NotEmpty { path: PathBuf },
+    #[error("{}: is a device or a pipe, not a file", path.display())]
+    Device { path: PathBuf },
     #[error("{}: writing failed: {source}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("{}: cannot be read: {source}", path.display())]
@@ -217,6 +219,8 @@ impl Error {
             }
             Self::NoFolder { .. } => "make it first, or choose another place",
             Self::Create { .. } => "choose another place, or make its folder writable",
+            Self::Device { .. } => "choose the name of a file",
+            Self::Read { .. } => "check the path, and that it is a file you may read",
             Self::NotEmpty { .. } => "choose a new name, or empty it",
             Self::Write { .. } => "see whether the disk is full or was taken away",
             Self::Picture { .. } => "give a PNG, JPEG or WebP file that other programs can show",
@@ -227,7 +231,7 @@ impl Error {
             Self::NoSound { .. } => "make the clip with sound, or write another kind of file",
             Self::FfmpegMissing => "install it, or use the built-in encoder",
             Self::Ffmpeg { .. } | Self::FfmpegStart { .. } => {
-                "an ffmpeg with libx264 is needed; or use the built-in encoder"
+                "an ffmpeg with libx264 and room on the disk are needed; or use the built-in encoder"
             }
             _ => return None,
         };

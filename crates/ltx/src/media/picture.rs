@@ -60,6 +60,7 @@ impl Picture {
         limits.max_alloc = Some(MOST_MEMORY);
         reader.limits(limits);
         let damaged = |error: image::ImageError| refuse(format!("cannot be decoded: {error}"));
+        let format = reader.format();
         let mut decoder = reader.into_decoder().map_err(damaged)?;
         let (width, height) = decoder.dimensions();
         if u64::from(width) * u64::from(height) > MOST_PIXELS || decoder.total_bytes() > MOST_MEMORY {
@@ -68,6 +69,10 @@ impl Picture {
         // Broken metadata spoil no picture: viewers show it, and so does the official decoder.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let profile = decoder.icc_profile().ok().flatten();
+        // The decoder paints what is missing in grey.
+        if format == Some(ImageFormat::Jpeg) && !ends(&std::fs::read(path).map_err(unreadable)?) {
+            return Err(refuse("is cut off".into()));
+        }
         let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
         let mut picture = Self::from_image(decoded, profile.as_deref());
         if orientation != Orientation::NoTransforms {
@@ -116,6 +121,28 @@ impl Picture {
         image.apply_orientation(orientation);
         let (width, height) = (image.width(), image.height());
         self.frame = Frame { width, height, rgb: image.into_rgb8().into_raw() };
+    }
+}
+
+/// Whether a JPEG's end is there: the marker that follows its scans, not one inside a thumbnail in its metadata.
+fn ends(jpeg: &[u8]) -> bool {
+    let mut rest = jpeg.get(2..).unwrap_or_default();
+    loop {
+        // Between the marker's segments lie compressed samples, in which 0xff is followed by 0 or a restart marker.
+        let Some(at) = rest
+            .windows(2)
+            .position(|two| two[0] == 0xff && !matches!(two[1], 0 | 0xff | 0x01 | 0xd0..=0xd7))
+        else {
+            return false;
+        };
+        let segment = &rest[at + 2..];
+        if rest[at + 1] == 0xd9 {
+            return true;
+        }
+        let length =
+            segment.first_chunk::<2>().map_or(usize::MAX, |&length| u16::from_be_bytes(length).into());
+        let Some(next) = segment.get(length..) else { return false };
+        rest = next;
     }
 }
 

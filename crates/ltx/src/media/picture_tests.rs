@@ -205,6 +205,24 @@ fn a_file_cannot_make_us_allocate_what_it_does_not_hold() {
     assert!(refusal(&header(0, 5, 8)).contains("cannot be decoded"));
 }
 
+/// Half a JPEG decodes, its other half grey; so does one whose metadata hold a whole thumbnail.
+#[test]
+fn a_jpeg_that_is_cut_off_is_refused() {
+    let samples: Vec<u8> = (0..64 * 48 * 3).map(|at| (at * 37 % 251) as u8).collect();
+    let mut jpeg = Vec::new();
+    JpegEncoder::new(&mut jpeg).write_image(&samples, 64, 48, ExtendedColorType::Rgb8).unwrap();
+    let thumbnail = [&[0xff, 0xe1, 0, 8], b"ab\xff\xd9cd".as_slice()].concat();
+    let with_thumbnail = [&jpeg[..2], &thumbnail, &jpeg[2..]].concat();
+    for whole in [&jpeg, &with_thumbnail] {
+        read(whole);
+        for kept in [whole.len() / 2, whole.len() - 300, whole.len() - 2] {
+            assert!(refusal(&whole[..kept]).contains("is cut off"), "{kept}");
+        }
+        // Some cameras pad their files.
+        read(&[&whole[..], &[0; 99]].concat());
+    }
+}
+
 #[test]
 fn damaged_files_are_errors_and_never_panics() {
     let samples: Vec<u8> = (0..24 * 17 * 3u32).map(|at| (at * 7 % 251) as u8).collect();

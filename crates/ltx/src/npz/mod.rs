@@ -6,7 +6,7 @@
 mod header;
 
 use std::fs;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -44,10 +44,11 @@ impl Npz {
                 "check that it is a file you may read",
             )
         };
-        let file = fs::File::open(path).map_err(|error| unreadable(&error))?;
-        if !file.metadata().map_err(|error| unreadable(&error))?.is_file() {
+        // Asked before it is opened: a pipe would not open until somebody writes to it.
+        if !fs::metadata(path).map_err(|error| unreadable(&error))?.is_file() {
             return Err(Error::file(path, "", "is not a file", "give a .npz file"));
         }
+        let file = fs::File::open(path).map_err(|error| unreadable(&error))?;
         let archive = ZipArchive::new(BufReader::new(file))
             .map_err(|error| Error::file(path, "", format!("is not a whole .npz file: {error}"), REMEDY))?;
         Ok(Self { path: path.into(), archive })
@@ -113,6 +114,12 @@ impl Npz {
         let found = read_header(&mut entry).and_then(|header| read(header, &mut entry));
         found.map_err(|problem| error(format!("cannot be read: {problem}")))
     }
+}
+
+/// Whether a file begins as zip archives do.
+pub fn is_zip(path: &Path) -> bool {
+    let mut start = [0; 4];
+    fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok()) && start == *b"PK\x03\x04"
 }
 
 fn damaged(error: io::Error) -> String {
@@ -228,12 +235,13 @@ pub enum Values<'a> {
 /// Writes a `.npz`, whole or not at all. The same arrays give the same bytes.
 pub fn write(path: &Path, arrays: &[(&str, Values)]) -> Result<()> {
     let mut output = Output::create(path)?;
-    write_to(output.file(), arrays).map_err(|error| output.error(error))?;
+    // Packed in memory: a writer of archives that cannot write says so on the terminal, and not why.
+    packed(arrays).and_then(|bytes| output.file().write_all(&bytes)).map_err(|error| output.error(error))?;
     Ok(output.finish()?)
 }
 
-fn write_to(file: &mut fs::File, arrays: &[(&str, Values)]) -> io::Result<()> {
-    let mut zip = ZipWriter::new(BufWriter::new(file));
+fn packed(arrays: &[(&str, Values)]) -> io::Result<Vec<u8>> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, values) in arrays {
         let (descr, shape, bytes) = match values {
             Values::F32(shape, values) => {
@@ -257,7 +265,7 @@ fn write_to(file: &mut fs::File, arrays: &[(&str, Values)]) -> io::Result<()> {
         zip.write_all(&npy_header(&descr, shape))?;
         zip.write_all(&bytes)?;
     }
-    zip.finish()?.flush()
+    Ok(zip.finish()?.into_inner())
 }
 
 fn little_endian<T: Copy>(values: &[T], bytes: impl Fn(T) -> [u8; 4]) -> Vec<u8> {

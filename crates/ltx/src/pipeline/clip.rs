@@ -66,7 +66,7 @@ pub fn check_latents_path(path: &Path) -> Result<()> {
         Error::file(
             path,
             "",
-            format!("cannot be written: {error}"),
+            format!("cannot be written: {}", error.kind()),
             "choose a file in a folder that exists and that you may write to",
         )
     })

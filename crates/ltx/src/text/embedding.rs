@@ -49,7 +49,14 @@ pub struct Widths {
 impl Embedding {
     /// Reads either format, by the file's ending. Every shape must be the model's, every value a finite number.
     pub fn open(path: &Path, widths: Widths) -> Result<Self> {
-        if is_npz(path) { Self::open_npz(path, widths) } else { Self::open_safetensors(path, widths) }
+        if is_npz(path) {
+            return Self::open_npz(path, widths);
+        }
+        if path.is_file() && npz::is_zip(path) {
+            let remedy = "rename it to end in .npz, if it is an embedding of LTX-2-MLX";
+            return Err(Error::file(path, "", "is a zip archive, not safetensors", remedy));
+        }
+        Self::open_safetensors(path, widths)
     }
 
     fn open_safetensors(path: &Path, widths: Widths) -> Result<Self> {
@@ -58,6 +65,10 @@ impl Embedding {
             let Some(info) = file.info(name) else { return Ok(None) };
             check_shape(path, name, &info.shape, width)?;
             let context = file.array(name)?;
+            if !matches!(context.dtype(), Dtype::Bf16 | Dtype::F16 | Dtype::F32 | Dtype::F64) {
+                let problem = format!("holds {}, not the values of a context", context.dtype());
+                return Err(Error::file(path, name, problem, REMEDY));
+            }
             let finite = context.is_finite()?.all(&[0, 1, 2], false)?.astype(Dtype::F32)?.item()?;
             if finite == 1.0 { Ok(Some(context)) } else { Err(not_finite(path, name)) }
         };
@@ -252,6 +263,24 @@ mod tests {
         assert!(Embedding::open(&npz, Widths { video: 7, audio: 5 }).is_err());
         let error = Embedding::open(&safetensors, Widths { video: 6, audio: 6 }).unwrap_err();
         assert!(error.to_string().contains("audio_context: has shape [1, 256, 5]"), "{error}");
+    }
+
+    #[test]
+    fn what_holds_no_context_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("e.safetensors");
+        let header = r#"{"video_context":{"dtype":"I32","shape":[1,2,6],"data_offsets":[0,48]}}"#.as_bytes();
+        let whole = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 48]].concat();
+        let says = |bytes: &[u8], word: &str| {
+            std::fs::write(&path, bytes).unwrap();
+            let error = Embedding::open(&path, WIDTHS).unwrap_err();
+            assert!(error.to_string().contains(word) && error.remedy().is_some(), "{error}");
+        };
+        says(&whole, "not the values of a context");
+        says(&[&whole[..], b"more"].concat(), "goes on after its end");
+        let npz = folder.path().join("e.npz");
+        embedding().save(&npz).unwrap();
+        says(&std::fs::read(npz).unwrap(), "zip archive");
     }
 
     #[test]

@@ -155,7 +155,13 @@ impl Fusion {
         let rounded = |x: &Array| x.astype(precision)?.astype(Dtype::F32);
         let mut sum: Option<Array> = None; // (out, in)
         for Update { file, module, strength } in updates {
-            let factor = |key: &str| Ok::<_, Error>(rounded(&file.array(key)?)?);
+            let factor = |key: &str| -> Result<Array> {
+                let factor = rounded(&file.array(key)?)?;
+                if factor.is_finite()?.all(&[0, 1], false)?.astype(Dtype::F32)?.item()? == 1.0 {
+                    return Ok(factor);
+                }
+                Err(Error::file(file.path(), key, "holds values that are not finite", super::DAMAGED))
+            };
             let (down, up) = (factor(&module.down)?, factor(&module.up)?);
             let strength = (f64::from(*strength) * module.scale) as f32;
             let transposed = Linear::new(down.transpose_last()?); // (in, rank) as a layer from rank to in

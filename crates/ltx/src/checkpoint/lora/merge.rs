@@ -8,6 +8,7 @@ use mlx::{Array, Dtype};
 use super::{Fusion, Lora, Matches};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::media::Output;
 use crate::progress::{Event, Progress};
 
 /// Writes `model`, one file, to `output` with each of `loras` at its strength, whole or not at all. One weight at a time
@@ -29,16 +30,20 @@ pub fn merge(
         fusion.add(lora, &matches, *strength);
         all.push(matches);
     }
-    if output.canonicalize().is_ok_and(|output| file.path().canonicalize().is_ok_and(|path| path == output)) {
-        return Err(Error::file(output, "", "is the model itself", "give another --output"));
-    }
-    let failed = |error: std::io::Error| {
-        let remedy = "check that there is space and that you may write there";
-        Error::file(output, "", format!("cannot be written: {error}"), remedy)
+    let is_output = |path: &Path| {
+        output.canonicalize().is_ok_and(|output| path.canonicalize().is_ok_and(|path| path == output))
     };
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let written = tempfile::Builder::new().prefix(".ltx-").tempfile_in(folder).map_err(failed)?;
-    let mut out = std::io::BufWriter::with_capacity(1 << 20, written);
+    for (path, what) in [(file.path(), "is the model itself")]
+        .into_iter()
+        .chain(loras.iter().map(|(lora, _)| (lora.path(), "is one of the LoRAs")))
+    {
+        if is_output(path) {
+            return Err(Error::file(output, "", what, "give another --output"));
+        }
+    }
+    let mut place = Output::create(output)?;
+    let failed = |source: io::Error| crate::media::Error::Write { path: output.into(), source };
+    let mut out = std::io::BufWriter::with_capacity(1 << 20, place.file());
 
     let mut tensors: Vec<_> = file.tensors().collect();
     tensors.sort_by_key(|(_, info)| info.data_offsets.0);
@@ -49,6 +54,10 @@ pub fn merge(
     for (index, (key, info)) in tensors.into_iter().enumerate() {
         if fusion.changes(&key) {
             let fused = fusion.fuse(&key, file.array(&key)?)?;
+            if !fused.is_finite()?.all(&[0, 1], false)?.astype(Dtype::F32)?.item()?.eq(&1.0) {
+                let remedy = "give lower strengths; `ltx lora inspect` shows the LoRAs' own scales";
+                return Err(Error::file(file.path(), &key, "would hold values that are not finite", remedy));
+            }
             write_values(&mut out, &fused)?.map_err(failed)?;
         } else {
             out.write_all(file.bytes(info)).map_err(failed)?;
@@ -59,9 +68,9 @@ pub fn merge(
             progress.report(Event::Step { done, of: 100 })?;
         }
     }
-    let written = out.into_inner().map_err(|error| failed(error.into_error()))?;
-    written.as_file().sync_all().map_err(failed)?;
-    written.persist(output).map_err(|error| failed(error.error))?;
+    out.flush().map_err(failed)?;
+    drop(out);
+    place.finish()?;
     Ok(all)
 }
 
