@@ -12,15 +12,16 @@ use serde_json::json;
 
 use crate::args::{EncoderChoice, Generate, RecipeChoice, SamplerChoice};
 use crate::terminal::{Terminal, peak_memory, seconds};
+use crate::toy::{self, Toy};
 
 pub fn run(arguments: &Generate) -> Result<()> {
     let started = Instant::now();
     crate::choose_device(arguments.device)?;
-    let mut request = request(arguments)?;
+    let (mut request, toy) = request(arguments)?;
     let mut terminal = Terminal::new(arguments.quiet);
     if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
-        check_output(arguments, &Plan::new(&request)?)?;
+        check_output(&arguments.output, &Plan::new(&request)?, request.frames)?;
         crate::enhance::replace_prompt(&mut request, &mut terminal)?;
     }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
@@ -33,10 +34,14 @@ pub fn run(arguments: &Generate) -> Result<()> {
         encoder: encoder(arguments.encoder),
         settings: plan.settings().to_string(),
     };
-    check_output(arguments, &plan)?;
+    check_output(&arguments.output, &plan, request.frames)?;
     let writer = Writer::create(&arguments.output, &options)?;
     if let Some(path) = &arguments.save_latents {
         ltx::pipeline::check_latents_path(path)?;
+    }
+    for note in toy.iter().flat_map(|toy| toy.notes(&request)) {
+        // Whether to stop is asked at every step.
+        let _ = terminal.event(Event::Note(note));
     }
     if arguments.skip_vae {
         drop(writer);
@@ -186,11 +191,11 @@ pub fn unread(allow: bool, strict: bool) -> UnreadPolicy {
 }
 
 /// What the kind of output cannot hold, known before any work.
-fn check_output(arguments: &Generate, plan: &Plan) -> Result<()> {
-    let ending = arguments.output.extension().map(|ending| ending.to_ascii_lowercase());
+fn check_output(output: &Path, plan: &Plan, frames: usize) -> Result<()> {
+    let ending = output.extension().map(|ending| ending.to_ascii_lowercase());
     match ending.as_ref().and_then(|ending| ending.to_str()) {
-        Some("png") if arguments.frames != 1 => Err(Error::request(
-            format!("a PNG holds one frame, not {}", arguments.frames),
+        Some("png") if frames != 1 => Err(Error::request(
+            format!("a PNG holds one frame, not {frames}"),
             "add --frames 1, or end --output in / for a folder of frames",
         )),
         Some("wav") if !plan.has_sound() => Err(Error::request(
@@ -201,7 +206,8 @@ fn check_output(arguments: &Generate, plan: &Plan) -> Result<()> {
     }
 }
 
-fn request(arguments: &Generate) -> Result<Request> {
+/// What was asked for, and the built-in model if that is to make it.
+fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
     let guidance = &arguments.guidance;
     let video_guidance = GuidanceOverride {
         cfg: guidance.cfg,
@@ -222,7 +228,8 @@ fn request(arguments: &Generate) -> Result<Request> {
     let (distilled_lora, strength) = distilled(&arguments.loras.distilled_lora)?;
     let strengths = &arguments.loras;
     let files = crate::models::files(arguments, distilled_lora)?;
-    Ok(Request {
+    let (width, frames) = if files.toy.is_some() { toy::SIZE } else { (704, 97) };
+    let mut request = Request {
         prompt: arguments.prompt.clone().or_else(|| arguments.prompt_option.clone()),
         negative_prompt: arguments.negative_prompt.clone(),
         models: files.models,
@@ -244,8 +251,8 @@ fn request(arguments: &Generate) -> Result<Request> {
         }),
         sampler: arguments.sampler.map(sampler).transpose()?,
         height: arguments.height,
-        width: arguments.width,
-        frames: arguments.frames,
+        width: arguments.width.unwrap_or(width),
+        frames: arguments.frames.unwrap_or(frames),
         frame_rate: arguments.frame_rate,
         steps: arguments.steps,
         seed: arguments.seed,
@@ -261,7 +268,11 @@ fn request(arguments: &Generate) -> Result<Request> {
         skip_vae: arguments.skip_vae,
         force_guidance: arguments.guidance.force_guidance,
         unread: unread(arguments.allow_unread, arguments.strict),
-    })
+    };
+    if files.toy.is_some() {
+        toy::suit(&mut request);
+    }
+    Ok((request, files.toy))
 }
 
 /// The distilled LoRA and its strength, if either was given.
