@@ -1,12 +1,13 @@
 """Writes the trained parts in the official layout: python reference/toy/export.py --runs RUNS --output DIR
 
-`toy-2.3-distilled.safetensors` (one file: transformer, connectors, both autoencoders, vocoder), `gemma/` and
-`toy-2.3-spatial-x2.safetensors`, in bfloat16. A part that is not trained yet is written with its first weights, and
+`toy-2.3.safetensors` (one file: transformer, connectors, both autoencoders, vocoder), `gemma/` and
+`toy-2.3-spatial-x2.safetensors`, in bfloat16, and `words.json`, the words that it was trained with. A part that is not trained yet is written with its first weights, and
 named; `--only-trained` refuses that.
 """
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -77,14 +78,29 @@ def write_gemma(folder, whole):
     folder.mkdir(parents=True, exist_ok=True)
     text.write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(text.config(), indent=1) + "\n")
-    tokens = {"image_seq_length": text.config()["mm_tokens_per_image"], "processor_class": "Gemma3Processor"}
-    (folder / "processor_config.json").write_text(json.dumps(tokens, indent=1) + "\n")
+    size = text.config()["vision_config"]["image_size"]
+    # The official loader wants what it takes to show pictures to Gemma, too; the toy's Gemma is shown none.
+    processor = {
+        "image_seq_length": text.config()["mm_tokens_per_image"],
+        "processor_class": "Gemma3Processor",
+        "image_processor": {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": size, "width": size}},
+    }
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+    settings = folder / "tokenizer_config.json"
+    pictures = dict.fromkeys(("image_token", "boi_token", "eoi_token"), gemma.IMAGE_TOKEN)
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"extra_special_tokens": pictures}, indent=1) + "\n")
     tensors = {}
     for key, value in whole.state_dict().items():
         file_key = gemma.key_in_file(key)
         if file_key and value.is_floating_point():
             tensors[file_key] = value.detach().to(torch.bfloat16).contiguous()
     checkpoints.save(folder / "model.safetensors", tensors, {"format": "pt"})
+
+
+def write_words(path):
+    """Every word of the training's sentences: what else a prompt says, the toy cannot know."""
+    words = {word for sentence in text.corpus() for word in re.findall(r"[^\W_]+", sentence.lower())}
+    path.write_text(json.dumps(sorted(words)) + "\n")
 
 
 def main():
@@ -96,9 +112,12 @@ def main():
     found, whole, upsampler, untrained = networks(arguments.runs)
     if untrained and arguments.only_trained:
         raise SystemExit(f"not trained yet: {', '.join(untrained)}")
-    shutil.rmtree(arguments.output, ignore_errors=True)
-    write_model(arguments.output / "toy-2.3-distilled.safetensors", found)
+    shutil.rmtree(arguments.output / "gemma", ignore_errors=True)
+    for old in arguments.output.glob("toy-*.safetensors"):
+        old.unlink()
+    write_model(arguments.output / "toy-2.3.safetensors", found)
     write_gemma(arguments.output / "gemma", whole)
+    write_words(arguments.output / "words.json")
     state = {key: stored(key, value) for key, value in upsampler.state_dict().items()}
     config = json.dumps(parts.upsampler_config())
     checkpoints.save(arguments.output / "toy-2.3-spatial-x2.safetensors", state, {"config": config})

@@ -132,7 +132,8 @@ pub struct Generate {
     #[arg(long, conflicts_with = "embedding")]
     pub enhance_prompt: bool,
     /// Model files, a folder of them (parts are recognised by content), or a name that `ltx download` knows [default:
-    /// weights/ltx-2/ltx-2-19b-distilled.safetensors, if it is there]
+    /// weights/ltx-2/ltx-2-19b-distilled.safetensors, if it is there; else toy, the small model that is part of the
+    /// program, where it was built with one]
     #[arg(short, long, value_name = "PATH", visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
     pub model: Vec<PathBuf>,
     /// Folder of the Gemma 3 text encoder [default: weights/gemma-3-12b, or the downloaded one]
@@ -145,22 +146,15 @@ pub struct Generate {
     #[command(flatten)]
     pub images: Images,
 
-    /// Height in pixels, a multiple of 32 (64 for two stages) [default: 480, or 512 for two stages]
+    /// Height in pixels, a multiple of 32 (64 for two stages) [default: 480, or 512 for two stages; 128 for the toy]
     #[arg(short = 'H', long, value_name = "PIXELS")]
     pub height: Option<usize>,
-    /// Width in pixels, a multiple of 32 (64 for two stages)
-    #[arg(short = 'W', long, value_name = "PIXELS", default_value_t = 704)]
-    pub width: usize,
-    /// Frames, 8k + 1
-    #[arg(
-        short,
-        long,
-        value_name = "N",
-        default_value_t = 97,
-        visible_alias = "num-frames",
-        alias = "video-frames"
-    )]
-    pub frames: usize,
+    /// Width in pixels, a multiple of 32 (64 for two stages) [default: 704; 192 for the toy]
+    #[arg(short = 'W', long, value_name = "PIXELS")]
+    pub width: Option<usize>,
+    /// Frames, 8k + 1 [default: 97; 25 for the toy]
+    #[arg(short, long, value_name = "N", visible_alias = "num-frames", alias = "video-frames")]
+    pub frames: Option<usize>,
     /// Frames per second
     #[arg(long, value_name = "FPS", default_value_t = 24.0, visible_alias = "fps")]
     pub frame_rate: f64,
@@ -238,6 +232,16 @@ pub struct Generate {
     /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+impl Generate {
+    /// Whether nothing was given that belongs to another model than the built-in one.
+    pub fn uses_default_model(&self) -> bool {
+        self.gemma.is_none()
+            && self.spatial_upsampler.is_none()
+            && self.loras.lora.is_empty()
+            && self.loras.distilled_lora.is_empty()
+    }
 }
 
 /// Updates of the model's weights.

@@ -1,4 +1,5 @@
-//! `ltx cache`, and where the cache of encoded prompts is: `$LTX_CACHE_DIR/embeddings`, or `~/.cache/ltx/embeddings`.
+//! `ltx cache`, and where the program's cache is: `$LTX_CACHE_DIR`, or `~/.cache/ltx`; encoded prompts are in its
+//! `embeddings`.
 
 use std::env;
 use std::path::PathBuf;
@@ -9,11 +10,15 @@ use ltx::{Error, Result};
 use crate::args::CacheCommand;
 use crate::terminal::seconds;
 
-/// The user's cache; none for a user without a home.
-pub fn open() -> Option<EmbeddingCache> {
+/// The program's cache; none for a user without a home.
+pub fn folder() -> Option<PathBuf> {
     let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = named("LTX_CACHE_DIR").or_else(|| named("HOME").map(|home| home.join(".cache/ltx")))?;
-    Some(EmbeddingCache::new(folder.join("embeddings"), EmbeddingCache::LIMIT))
+    named("LTX_CACHE_DIR").or_else(|| named("HOME").map(|home| home.join(".cache/ltx")))
+}
+
+/// The cache of encoded prompts in it.
+pub fn open() -> Option<EmbeddingCache> {
+    Some(EmbeddingCache::new(folder()?.join("embeddings"), EmbeddingCache::LIMIT))
 }
 
 pub fn run(command: Option<&CacheCommand>) -> Result<()> {

@@ -12,11 +12,12 @@ use serde_json::json;
 
 use crate::args::{EncoderChoice, Generate, RecipeChoice, SamplerChoice};
 use crate::terminal::{Terminal, peak_memory, seconds};
+use crate::toy::{self, Toy};
 
 pub fn run(arguments: &Generate) -> Result<()> {
     let started = Instant::now();
     crate::choose_device(arguments.device)?;
-    let mut request = request(arguments)?;
+    let (mut request, toy) = request(arguments)?;
     let mut terminal = Terminal::new(arguments.quiet);
     if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
@@ -38,6 +39,10 @@ pub fn run(arguments: &Generate) -> Result<()> {
     let writer = Writer::create(&arguments.output, &options)?;
     if let Some(path) = &arguments.save_latents {
         ltx::pipeline::check_latents_path(path)?;
+    }
+    for note in toy.iter().flat_map(|toy| toy.notes(&request)) {
+        // Whether to stop is asked at every step.
+        let _ = terminal.event(Event::Note(note));
     }
     if arguments.skip_vae {
         drop(writer);
@@ -203,7 +208,8 @@ pub fn check_output(output: &Path, frames: usize, sound: bool) -> Result<()> {
     }
 }
 
-fn request(arguments: &Generate) -> Result<Request> {
+/// What was asked for, and the built-in model if that is to make it.
+fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
     let guidance = &arguments.guidance;
     let video_guidance = GuidanceOverride {
         cfg: guidance.cfg,
@@ -224,7 +230,8 @@ fn request(arguments: &Generate) -> Result<Request> {
     let (distilled_lora, strength) = distilled(&arguments.loras.distilled_lora)?;
     let strengths = &arguments.loras;
     let files = crate::models::files(arguments, distilled_lora)?;
-    Ok(Request {
+    let (width, frames) = if files.toy.is_some() { toy::SIZE } else { (704, 97) };
+    let mut request = Request {
         prompt: arguments.prompt.clone().or_else(|| arguments.prompt_option.clone()),
         negative_prompt: arguments.negative_prompt.clone(),
         models: files.models,
@@ -246,8 +253,8 @@ fn request(arguments: &Generate) -> Result<Request> {
         }),
         sampler: arguments.sampler.map(sampler).transpose()?,
         height: arguments.height,
-        width: arguments.width,
-        frames: arguments.frames,
+        width: arguments.width.unwrap_or(width),
+        frames: arguments.frames.unwrap_or(frames),
         frame_rate: arguments.frame_rate,
         steps: arguments.steps,
         seed: arguments.seed,
@@ -263,7 +270,11 @@ fn request(arguments: &Generate) -> Result<Request> {
         skip_vae: arguments.skip_vae,
         force_guidance: arguments.guidance.force_guidance,
         unread: unread(arguments.allow_unread, arguments.strict),
-    })
+    };
+    if files.toy.is_some() {
+        toy::suit(&mut request);
+    }
+    Ok((request, files.toy))
 }
 
 /// The distilled LoRA and its strength, if either was given.

@@ -17,6 +17,7 @@ mod lora;
 mod machine;
 mod models;
 mod terminal;
+mod toy;
 mod verify;
 
 use std::process::ExitCode;

@@ -8,6 +8,7 @@ use hub::{Cache, Reference, Settings};
 use ltx::{Error, Result};
 
 use crate::args::{Generate, RecipeChoice};
+use crate::toy::{self, Toy};
 
 /// A variable that is set to something.
 fn variable(name: &str) -> Option<String> {
@@ -77,10 +78,7 @@ pub fn models(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let original = Path::new(ORIGINAL_MODEL);
     match given {
         [] if original.is_file() => Ok(vec![original.into()]),
-        [] => Err(Error::request(
-            format!("no model is named, and there is no {ORIGINAL_MODEL}"),
-            "give --model a file, a folder, or a name that `ltx download --list` shows",
-        )),
+        [] => Err(no_model()),
         given => given.iter().map(|path| resolve(path)).collect(),
     }
 }
@@ -124,6 +122,9 @@ pub fn lora(name: &str) -> Result<PathBuf> {
 /// What a path or a name means: a file or folder that is here, the cached one of a known name or of `owner/repo[:file]`,
 /// or the path itself, for whoever reads it to complain about.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
+    if is_toy(path) {
+        return if toy::is_built_in() { toy::unpack() } else { Err(no_model()) };
+    }
     let Some(text) = path.to_str().filter(|_| !path.exists()) else { return Ok(path.into()) };
     if let Some(entry) = Entry::find(text) {
         return entry.path(&cache()).ok_or_else(|| absent(&[entry.name]));
@@ -156,6 +157,11 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     Err(unknown(text))
 }
 
+/// Whether this is the name of the built-in model. A file or folder of that name is `./toy`, unless there is no such model.
+fn is_toy(path: &Path) -> bool {
+    path == Path::new(toy::NAME) && (toy::is_built_in() || !path.exists())
+}
+
 /// There is nothing of this name.
 pub fn unknown(name: &str) -> Error {
     let remedy = match Entry::like(name).as_slice() {
@@ -164,6 +170,19 @@ pub fn unknown(name: &str) -> Error {
         names => format!("is {} meant? `ltx download --list` shows all names", names.join(" or ")),
     };
     Error::request(format!("there is no file and no model `{name}`"), remedy)
+}
+
+/// Nothing says which model is meant, and the program's own is not there or would not fit.
+fn no_model() -> Error {
+    let problem = if toy::is_built_in() {
+        "there is no --model for these files: they would not fit the built-in toy"
+    } else {
+        "there is no --model, and this program was built without a model of its own"
+    };
+    Error::request(
+        problem,
+        "give files with --model, or a name: `ltx download 2.3-distilled` gets the model for --model 2.3-distilled",
+    )
 }
 
 fn absent(names: &[&str]) -> Error {
@@ -188,6 +207,8 @@ pub struct Files {
     pub gemma: Option<PathBuf>,
     pub spatial_upsampler: Option<PathBuf>,
     pub distilled_lora: Option<PathBuf>,
+    /// The built-in model, if that is what is used.
+    pub toy: Option<Toy>,
 }
 
 /// Names become files. Where the model itself is a known name, what it needs besides and was not given is taken from the
@@ -204,7 +225,24 @@ pub fn files(arguments: &Generate, distilled_lora: Option<PathBuf>) -> Result<Fi
         gemma: None,
         spatial_upsampler: arguments.spatial_upsampler.as_deref().map(resolve).transpose()?,
         distilled_lora,
+        toy: None,
     };
+    let original = arguments.model.is_empty() && Path::new(ORIGINAL_MODEL).is_file();
+    if !original && arguments.model.iter().all(|path| is_toy(path)) {
+        // Without a --model, files for another one are a sign that it was forgotten.
+        if !toy::is_built_in() || arguments.model.is_empty() && !arguments.uses_default_model() {
+            return Err(no_model());
+        }
+        let toy = Toy::open()?;
+        files.models = vec![toy.model.clone()];
+        files.gemma = match arguments.gemma.as_deref() {
+            Some(path) => Some(resolve(path)?),
+            None => Some(toy.gemma.clone()),
+        };
+        files.spatial_upsampler.get_or_insert_with(|| toy.spatial_upsampler.clone());
+        files.toy = Some(toy);
+        return Ok(files);
+    }
     let mut missing: Vec<&'static str> = Vec::new();
     let encodes = arguments.embedding.is_none() && !arguments.dummy_text && !arguments.placeholder;
     if encodes || arguments.gemma.is_some() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The folder with tiny checkpoints and goldens.
+#[allow(dead_code, reason = "not every test binary needs them")]
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
@@ -28,6 +29,7 @@ pub fn ltx(arguments: &[&str]) -> Command {
 }
 
 /// Runs a command that must succeed and gives what it printed.
+#[allow(dead_code, reason = "not every test binary has a run whose output counts")]
 pub fn succeed(mut command: Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}\n{}", text(&output.stderr));
