@@ -217,6 +217,9 @@ pub struct Generate {
     /// What encodes the clip
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = EncoderChoice::Builtin)]
     pub encoder: EncoderChoice,
+    /// Read the transformer and the text encoder block by block as they compute, instead of keeping them in memory
+    #[arg(long)]
+    pub stream: bool,
     /// Go on when a file holds tensors that nobody reads
     #[arg(long, conflicts_with = "strict")]
     pub allow_unread: bool,

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ltx::checkpoint::Residency;
 use ltx::diffusion::step::Sampler;
 use ltx::media::{Encoder, FrameRate, Options, Writer};
 use ltx::pipeline::{Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, UnreadPolicy};
@@ -183,6 +184,11 @@ pub fn encoder(choice: EncoderChoice) -> Encoder {
     }
 }
 
+/// One block ahead is enough: a block takes longer to compute than the next one to be asked for.
+pub fn residency(stream: bool) -> Residency {
+    if stream { Residency::Streaming { ahead: 1 } } else { Residency::Resident }
+}
+
 pub fn unread(allow: bool, strict: bool) -> UnreadPolicy {
     match (allow, strict) {
         (true, _) => UnreadPolicy::Allow,
@@ -270,6 +276,7 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         skip_vae: arguments.skip_vae,
         force_guidance: arguments.guidance.force_guidance,
         unread: unread(arguments.allow_unread, arguments.strict),
+        residency: residency(arguments.stream),
     };
     if files.toy.is_some() {
         toy::suit(&mut request);

@@ -178,6 +178,24 @@ fn a_prompt_becomes_a_clip_with_sound() {
 }
 
 #[test]
+fn streamed_blocks_make_the_same_clip() {
+    let folder = tempfile::tempdir().unwrap();
+    let lora = fixtures().join("lora/official.safetensors");
+    let guided = ["--recipe", "one-stage", "--steps", "2", "--stg-blocks", "1", "--lora"];
+    let clip = |name: &str, extra: &[&str]| {
+        let path = folder.path().join(name);
+        let mut command = ltx(&["generate", "rain on a tin roof", "--device", "cpu", "--quiet"]);
+        command.arg("--model").arg(fixtures().join("2.3/model.safetensors"));
+        command.arg("--gemma").arg(fixtures().join("gemma3"));
+        command.args(["--height", "64", "--width", "96", "--frames", "9"]);
+        command.args(guided).arg(&lora).args(extra).arg("--output").arg(&path);
+        succeed(command);
+        std::fs::read(&path).unwrap()
+    };
+    assert!(clip("resident.mp4", &[]) == clip("streamed.mp4", &["--stream"]), "streaming changes the clip");
+}
+
+#[test]
 fn guided_by_a_prompt_without_sound() {
     let folder = tempfile::tempdir().unwrap();
     let pictures = folder.path().join("frames");

@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ltx::checkpoint::{Checkpoint, Component};
-use ltx::dit::{Conditions, Config, Dit, Frequencies, Input, Perturbation, Prepared, Rope, TextModulation};
+use ltx::dit::{
+    Conditions, Config, Dit, Frequencies, Input, Pass, Perturbation, Prepared, Rope, TextModulation,
+};
 use ltx::shape::Modality;
 use ltx::trace::Trace;
 use ltx::verify::Golden;
@@ -123,8 +125,8 @@ fn run(dit: &Dit, given: &[Given], perturbations: &[Perturbation]) -> Vec<Array>
             .map(|(given, prepared)| given.input(prepared))
     };
     let (video, audio) = (input(Modality::Video), input(Modality::Audio));
-    let (video, audio) =
-        dit.forward(video.as_ref(), audio.as_ref(), perturbations, &mut Trace::off()).unwrap();
+    let pass = Pass { video, audio, perturbations: perturbations.to_vec() };
+    let (video, audio) = dit.forward(&pass, &mut Trace::off()).unwrap();
     video.into_iter().chain(audio).collect()
 }
 
@@ -377,7 +379,8 @@ fn inputs_of_another_model_are_refused() {
     let prepared = video().prepare(&dit).unwrap();
     let forward = |given: &Given, perturbations: &[Perturbation]| {
         let input = given.input(&prepared);
-        dit.forward(Some(&input), None, perturbations, &mut Trace::off()).map(|_| ())
+        let pass = Pass { video: Some(input), audio: None, perturbations: perturbations.to_vec() };
+        dit.forward(&pass, &mut Trace::off()).map(|_| ())
     };
     for given in
         [Given { latent: audio().latent, ..video() }, Given { timesteps: audio().timesteps, ..video() }]

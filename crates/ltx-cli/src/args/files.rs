@@ -36,6 +36,9 @@ pub struct EncodeText {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
+    /// Read the text encoder layer by layer as it computes, instead of keeping it in memory
+    #[arg(long)]
+    pub stream: bool,
     /// Go on when a file holds tensors that nobody reads
     #[arg(long)]
     pub allow_unread: bool,

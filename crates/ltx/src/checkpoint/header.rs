@@ -1,9 +1,10 @@
 //! One memory-mapped safetensors file: its header, checked, and its tensors' bytes.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use mlx::{Array, Dtype};
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
@@ -109,6 +110,41 @@ impl File {
     pub(crate) fn bytes(&self, info: &TensorInfo) -> &[u8] {
         let (start, end) = info.data_offsets;
         &self.map[self.data + start..self.data + end]
+    }
+
+    /// Where a tensor's bytes are, counted from the file's first.
+    pub(crate) fn span(&self, key: &str) -> Option<Range<usize>> {
+        let (start, end) = self.info(key)?.data_offsets;
+        Some(self.data + start..self.data + end)
+    }
+
+    /// Has `bytes` read into the system's cache, and returns when the reads are under way.
+    pub(crate) fn prefetch(&self, bytes: Range<usize>) {
+        // Linux takes no more of a request than the disk's read-ahead, which is 128 KiB if nobody changed it.
+        const PIECE: usize = 128 << 10;
+        let end = bytes.end.min(self.map.len());
+        for start in (bytes.start..end).step_by(PIECE) {
+            // Only advice: without it pages come in when they are used.
+            drop(self.map.advise_range(Advice::WillNeed, start, PIECE.min(end - start)));
+        }
+    }
+
+    /// Gives back the memory that `bytes` take. They stay in the system's cache while there is room, and are read again
+    /// when they are used again.
+    pub(crate) fn release(&self, bytes: Range<usize>) {
+        let end = bytes.end.min(self.map.len());
+        let Some(length) = end.checked_sub(bytes.start).filter(|&length| length > 0) else { return };
+        // SAFETY: the map is shared with the file and read-only, so a page that is dropped comes back from the file as it
+        // was, also for whoever still refers to it.
+        let advised =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, length) };
+        // Only advice: the system would have taken the memory back itself when it needed it.
+        drop(advised);
+    }
+
+    /// [`Self::release`] of the whole file.
+    pub(crate) fn release_all(&self) {
+        self.release(0..self.map.len());
     }
 
     /// One tensor in its own dtype, over the mapped memory. A tensor without elements is refused: no model has one.

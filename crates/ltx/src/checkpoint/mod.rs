@@ -7,11 +7,13 @@ mod component;
 mod config;
 mod header;
 pub mod lora;
+mod residency;
 mod weights;
 
 pub use component::Component;
 pub use config::Config;
 pub use header::{File, TensorInfo};
+pub use residency::{Blocks, Residency};
 pub use weights::{Unread, Weights};
 
 use std::path::{Path, PathBuf};
@@ -111,6 +113,14 @@ impl Checkpoint {
         let others = self.files.iter().map(AsRef::as_ref);
         let describing = [file].into_iter().chain(others).find(described).unwrap_or(file);
         Ok(Config::new(describing.path(), describing.config()?))
+    }
+
+    /// Gives back the memory that the mapped files take. What is used again is read again.
+    pub fn release(&self) {
+        self.files.iter().for_each(|file| file.release_all());
+        if let Some(fusion) = &self.fusion {
+            fusion.files().for_each(|file| file.release_all());
+        }
     }
 
     /// The official `model_version` of the file with the transformer (or of the first file); files older than 2.3 have none.

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use half::bf16;
 use mlx::{Array, Dtype};
 
-use super::File;
 use super::lora::Fusion;
+use super::residency::{Span, joined};
+use super::{File, Residency};
 use crate::error::{Error, Result};
 
 /// What tensors that nobody read mean.
@@ -31,6 +32,7 @@ pub struct Weights {
     dtype: Dtype,
     /// What is added to tensors while they are read.
     fusion: Option<Arc<Fusion>>,
+    residency: Residency,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +63,13 @@ impl Weights {
             .map(|(file, path)| (path, file))
             .collect();
         let source = Source { files, root: root.into(), tensors, random: false, read: RefCell::default() };
-        Self { source: Rc::new(source), path: String::new(), dtype, fusion: None }
+        Self {
+            source: Rc::new(source),
+            path: String::new(),
+            dtype,
+            fusion: None,
+            residency: Residency::default(),
+        }
     }
 
     /// The same place, its tensors changed by LoRAs.
@@ -69,11 +77,42 @@ impl Weights {
         Self { fusion, ..self }
     }
 
+    /// The same place, whose [`Blocks`](super::Blocks) are kept as `residency` says.
+    pub fn kept(self, residency: Residency) -> Self {
+        Self { residency, ..self }
+    }
+
+    /// How blocks are kept.
+    pub(super) fn residency(&self) -> Residency {
+        self.residency
+    }
+
+    /// Where in their files the tensors below this place are, with what changes them.
+    pub(super) fn spans(&self) -> Vec<Span> {
+        let prefix = self.join("");
+        let tensors = self.source.tensors.range(prefix.clone()..);
+        let mut spans = Vec::new();
+        for (path, &file) in tensors.take_while(|(path, _)| path.starts_with(&prefix)) {
+            let (key, file) = (format!("{}{path}", self.source.root), &self.source.files[file]);
+            let factors = self.fusion.iter().flat_map(|fusion| fusion.factors(&key));
+            for (file, key) in [(file, key.as_str())].into_iter().chain(factors) {
+                spans.extend(file.span(key).map(|bytes| Span { file: file.clone(), bytes }));
+            }
+        }
+        joined(spans)
+    }
+
     /// Whatever tensors are asked for, in whatever shape, with random values that are bf16 in "the file": for measuring how
     /// fast a network is without its weights. [`Self::has`] and [`Self::shape`] know of none.
     pub(crate) fn random(dtype: Dtype) -> Self {
         let source = Source { random: true, ..Source::default() };
-        Self { source: Rc::new(source), path: String::new(), dtype, fusion: None }
+        Self {
+            source: Rc::new(source),
+            path: String::new(),
+            dtype,
+            fusion: None,
+            residency: Residency::default(),
+        }
     }
 
     /// The place `path` below this one.

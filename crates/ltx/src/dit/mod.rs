@@ -22,7 +22,7 @@ pub(crate) use stream::{FeedForward, Flow};
 use block::{Block, Kept};
 use port::Port;
 
-use crate::checkpoint::{self, Weights};
+use crate::checkpoint::{self, Blocks, Weights};
 use crate::error::{Error, Result};
 use crate::shape::Modality;
 use crate::trace::Trace;
@@ -79,6 +79,18 @@ pub struct Input<'a> {
     pub prepared: &'a Prepared,
 }
 
+/// One pass through the network. `perturbations` has one entry per sample of the batch, or none at all.
+#[allow(missing_docs)]
+#[derive(Clone, Debug)]
+pub struct Pass<'a> {
+    pub video: Option<Input<'a>>,
+    pub audio: Option<Input<'a>>,
+    pub perturbations: Vec<Perturbation>,
+}
+
+/// The velocities of the modalities that were given, (batch, tokens, channels) in the weights' dtype.
+pub type Velocities = (Option<Array>, Option<Array>);
+
 /// What guidance leaves out for one sample of the batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Perturbation {
@@ -95,21 +107,20 @@ pub struct Perturbation {
 pub struct Dit {
     video: Port,
     audio: Port,
-    blocks: Vec<Block>,
+    blocks: Blocks<Block>,
     dtype: Dtype,
 }
 
 impl Dit {
-    /// Reads the transformer; `config` is the header's whole configuration. Activations get the weights' dtype.
+    /// Reads the transformer; `config` is the header's whole configuration. Activations get the weights' dtype. Blocks are
+    /// kept as `weights` says ([`Weights::kept`]).
     pub fn load(weights: &Weights, config: &checkpoint::Config) -> Result<Self> {
         let config = Config::new(config)?;
-        let blocks = weights.at("transformer_blocks");
+        let (blocks, block_config) = (weights.at("transformer_blocks"), config.clone());
         Ok(Self {
             video: Port::load(weights, &config, &config.video)?,
             audio: Port::load(weights, &config, &config.audio)?,
-            blocks: (0..config.layers)
-                .map(|index| Block::load(&blocks.at(index), &config))
-                .collect::<Result<_>>()?,
+            blocks: Blocks::load(&blocks, config.layers, move |block| Block::load(block, &block_config))?,
             dtype: weights.dtype(),
         })
     }
@@ -122,30 +133,54 @@ impl Dit {
         }
     }
 
-    /// One pass → the velocities of the modalities that are given, (batch, tokens, channels) in the weights' dtype.
-    /// `perturbations` has one entry per sample of the batch, or none at all. Records `block.<i>.video` and `.audio`.
-    pub fn forward<'a>(
-        &self,
-        video: Option<&Input<'a>>,
-        audio: Option<&Input<'a>>,
-        perturbations: &[Perturbation],
-        trace: &mut Trace,
-    ) -> Result<(Option<Array>, Option<Array>)> {
-        let samples = video.or(audio).map_or(0, |input| input.latent.shape().first().copied().unwrap_or(0));
-        self.check(perturbations, samples)?;
-        let [mut video_flow, mut audio_flow] = self.enter(video, audio)?;
-        for index in 0..self.blocks.len() {
-            self.block(index, [&mut video_flow, &mut audio_flow], perturbations)?;
-            for (name, flow) in [("video", &video_flow), ("audio", &audio_flow)] {
+    /// One pass → its velocities. Records `block.<i>.video` and `.audio`.
+    pub fn forward(&self, pass: &Pass, trace: &mut Trace) -> Result<Velocities> {
+        let mut velocities = self.together(std::slice::from_ref(pass), trace)?;
+        velocities.pop().ok_or_else(|| Error::request("no pass through the transformer", "ask for one"))
+    }
+
+    /// Several passes → their velocities, the same as one by one. Blocks that are streamed are read once for all of them.
+    pub fn forward_all(&self, passes: &[Pass]) -> Result<Vec<Velocities>> {
+        let together = if self.blocks.streamed() { passes.len().max(1) } else { 1 };
+        let mut all = Vec::new();
+        for passes in passes.chunks(together) {
+            all.extend(self.together(passes, &mut Trace::off())?);
+        }
+        Ok(all)
+    }
+
+    fn together(&self, passes: &[Pass], trace: &mut Trace) -> Result<Vec<Velocities>> {
+        let mut flows = Vec::new();
+        for Pass { video, audio, perturbations } in passes {
+            let given = video.as_ref().or(audio.as_ref());
+            let samples = given.and_then(|input| input.latent.shape().first().copied());
+            self.check(perturbations, samples.unwrap_or(0))?;
+            flows.push((self.enter(video.as_ref(), audio.as_ref())?, perturbations));
+        }
+        for index in 0..self.blocks.count() {
+            self.blocks.with(index, |block| {
+                for ([video, audio], perturbations) in &mut flows {
+                    let kept = self.kept(perturbations, index)?;
+                    block.forward(video.as_mut(), audio.as_mut(), &kept)?;
+                }
+                Ok(())
+            })?;
+            for (name, flow) in
+                flows.iter().flat_map(|([video, audio], _)| [("video", video), ("audio", audio)])
+            {
                 if let Some(flow) = flow {
                     trace.record(|| format!("block.{index}.{name}"), || Ok(flow.x.clone()))?;
                 }
             }
         }
-        let video = video_flow.map(|flow| self.video.leave(&flow)).transpose()?;
-        let audio = audio_flow.map(|flow| self.audio.leave(&flow)).transpose()?;
-        mlx::eval([&video, &audio].into_iter().flatten())?;
-        Ok((video, audio))
+        let mut all = Vec::new();
+        for ([video, audio], _) in flows {
+            let video = video.map(|flow| self.video.leave(&flow)).transpose()?;
+            let audio = audio.map(|flow| self.audio.leave(&flow)).transpose()?;
+            mlx::eval([&video, &audio].into_iter().flatten())?;
+            all.push((video, audio));
+        }
+        Ok(all)
     }
 
     /// The video and the audio that are given, ready for the first block.
@@ -169,7 +204,7 @@ impl Dit {
         perturbations: &[Perturbation],
     ) -> Result<()> {
         let kept = self.kept(perturbations, index)?;
-        Ok(self.blocks[index].forward(video.as_mut(), audio.as_mut(), &kept)?)
+        self.blocks.with(index, |block| Ok(block.forward(video.as_mut(), audio.as_mut(), &kept)?))
     }
 
     fn kept(&self, perturbations: &[Perturbation], block: usize) -> mlx::Result<Kept> {
@@ -190,7 +225,7 @@ impl Dit {
                 "give one per sample, or none",
             ));
         }
-        let layers = self.blocks.len();
+        let layers = self.blocks.count();
         let blocks = perturbations.iter().flat_map(|sample| {
             sample.skip_video_self_attention.iter().chain(&sample.skip_audio_self_attention)
         });

@@ -8,7 +8,7 @@ use super::clip::check_finite;
 use super::networks::{Loader, check_decoders};
 use super::{Clip, Frames, LatentFile, Latents, UnreadPolicy};
 use crate::audio_vae::AudioDecoder;
-use crate::checkpoint::{Checkpoint, Component};
+use crate::checkpoint::{Checkpoint, Component, Residency};
 use crate::error::{Error, Result};
 use crate::media::Audio;
 use crate::noise::Noise;
@@ -43,12 +43,14 @@ fn audio(
     let decoder = loader.load(checkpoint, Component::AudioDecoder, progress, AudioDecoder::load)?;
     let mel = decoder.forward(latent)?; // (1, 2, frames, bins)
     drop(decoder);
+    checkpoint.release();
     check_finite(&mel, "audio_decoder", "the spectrogram")?;
     let vocoder = loader.load(checkpoint, Component::Vocoder, progress, Vocoder::load)?;
     let waveform = vocoder.forward(&mel, &mut Trace::off())?.astype(Dtype::F32)?; // (1, 2, samples)
     check_finite(&waveform, "vocoder", "the sound")?;
     let samples = waveform.dim(-1) as usize;
     let channels = waveform.to_f32()?.chunks(samples.max(1)).map(<[f32]>::to_vec).collect();
+    checkpoint.release();
     Ok(Audio { sample_rate: vocoder.sample_rate(), channels })
 }
 
@@ -104,7 +106,7 @@ impl Decoding {
             ));
         }
         let VideoShape { height, width, .. } = file.video();
-        let loader = Loader { dtype, unread };
+        let loader = Loader { dtype, unread, residency: Residency::default() };
         check_decoders(loader, &files, (height, width), latents.audio.is_some())?;
         Ok(Self { file, files, loader })
     }

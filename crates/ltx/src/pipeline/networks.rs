@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use mlx::Dtype;
 
 use super::text::Prompts;
-use super::{Plan, UnreadPolicy};
+use super::{Plan, Request, UnreadPolicy};
 use crate::audio_vae::AudioDecoder;
-use crate::checkpoint::{Checkpoint, Component, Config, Unread, Weights};
+use crate::checkpoint::{Checkpoint, Component, Config, Residency, Unread, Weights};
 use crate::dit::Dit;
 use crate::error::Result;
 use crate::progress::Progress;
@@ -20,6 +20,7 @@ use crate::vocoder::Vocoder;
 pub struct Loader {
     pub dtype: Dtype,
     pub unread: UnreadPolicy,
+    pub residency: Residency,
 }
 
 impl Loader {
@@ -32,6 +33,7 @@ impl Loader {
         make: impl FnOnce(&Weights, &Config) -> Result<T>,
     ) -> Result<T> {
         let (weights, config) = files.component(component, self.dtype)?;
+        let weights = weights.kept(self.residency);
         let network = make(&weights, &config)?;
         self.finish(&weights, &component.to_string(), component.unread(), progress)?;
         Ok(network)
@@ -61,7 +63,8 @@ impl Loader {
 
 impl Plan<'_> {
     pub(super) fn loader(&self) -> Loader {
-        Loader { dtype: self.request.dtype, unread: self.request.unread }
+        let Request { dtype, unread, residency, .. } = *self.request;
+        Loader { dtype, unread, residency }
     }
 
     /// Builds every network once, so that a missing, misshapen or unread tensor is found now and not after an hour. Building

@@ -12,7 +12,6 @@ use crate::dit::{self, Conditions, Dit, Perturbation, Prepared};
 use crate::error::{Error, Result};
 use crate::shape::Modality;
 use crate::text::Contexts;
-use crate::trace::Trace;
 
 /// Passes run as one batch up to so many tokens: enough to keep any GPU busy while weights are read once for all of them,
 /// and activations stay small beside the weights. More tokens than this fill it by themselves.
@@ -77,44 +76,48 @@ impl<'a> Prompted<'a> {
             self.dit.prepare(modality, &conditions)
         })
     }
+}
 
-    /// All `passes` as one batch.
-    fn ask(&mut self, passes: &[Pass], inputs: &Both<Input>) -> Result<Vec<Both<Array>>> {
-        let negative: Vec<bool> = passes.iter().map(|pass| *pass == Pass::Negative).collect();
-        if !self.prepared.contains_key(&negative) {
-            let prepared = self.prepare(&negative, inputs)?;
-            self.prepared.insert(negative.clone(), prepared);
-        }
-        let prepared = self.prepared.get(&negative);
-        let perturbations: Vec<Perturbation> = passes.iter().map(perturbation).collect();
-        let count = passes.len() as i32;
-        let repeated = inputs.try_map(|_, input| {
-            let all = |x: &Array| x.tile(&[vec![count], vec![1; x.rank().saturating_sub(1)]].concat());
-            Ok::<_, Error>([all(input.latent)?, all(&input.timesteps)?, all(&input.sigma)?]) // (passes, ..)
-        })?;
-        let given = |modality: Modality| {
-            let [latent, timesteps, sigma] = repeated.get(modality)?;
-            Some(dit::Input { latent, timesteps, sigma, prepared: prepared?.get(modality)? })
-        };
-        let (video, audio) = (given(Modality::Video), given(Modality::Audio));
-        let (video, audio) =
-            self.dit.forward(video.as_ref(), audio.as_ref(), &perturbations, &mut Trace::off())?;
-        (0..count)
-            .map(|pass| {
-                let own = |answers: &Option<Array>| {
-                    answers.as_ref().map(|answers| answers.slice(0, pass..pass + 1)).transpose()
-                };
-                Ok(Both { video: own(&video)?, audio: own(&audio)? })
-            })
-            .collect()
-    }
+/// Latent, timesteps and sigma, repeated for `count` passes: (passes, ..)
+fn repeated(inputs: &Both<Input>, count: usize) -> Result<Both<[Array; 3]>> {
+    inputs.try_map(|_, input| {
+        let all = |x: &Array| x.tile(&[vec![count as i32], vec![1; x.rank().saturating_sub(1)]].concat());
+        Ok([all(input.latent)?, all(&input.timesteps)?, all(&input.sigma)?])
+    })
 }
 
 impl Denoiser for Prompted<'_> {
     fn velocities(&mut self, passes: &[Pass], inputs: &Both<Input>) -> Result<Vec<Both<Array>>> {
+        let batch = self.batch(passes, inputs)?;
+        let mut batches = Vec::new();
+        for passes in passes.chunks(batch) {
+            let negative: Vec<bool> = passes.iter().map(|pass| *pass == Pass::Negative).collect();
+            if !self.prepared.contains_key(&negative) {
+                let prepared = self.prepare(&negative, inputs)?;
+                self.prepared.insert(negative.clone(), prepared);
+            }
+            batches.push((passes, negative, repeated(inputs, passes.len())?));
+        }
+        let asked: Vec<dit::Pass> = batches
+            .iter()
+            .map(|(passes, negative, repeated)| {
+                let given = |modality: Modality| {
+                    let [latent, timesteps, sigma] = repeated.get(modality)?;
+                    let prepared = self.prepared.get(negative)?.get(modality)?;
+                    Some(dit::Input { latent, timesteps, sigma, prepared })
+                };
+                let perturbations = passes.iter().map(perturbation).collect();
+                dit::Pass { video: given(Modality::Video), audio: given(Modality::Audio), perturbations }
+            })
+            .collect();
         let mut answers = Vec::new();
-        for passes in passes.chunks(self.batch(passes, inputs)?) {
-            answers.extend(self.ask(passes, inputs)?);
+        for ((video, audio), (passes, ..)) in self.dit.forward_all(&asked)?.into_iter().zip(&batches) {
+            for pass in 0..passes.len() as i32 {
+                let own = |answers: &Option<Array>| {
+                    answers.as_ref().map(|answers| answers.slice(0, pass..pass + 1)).transpose()
+                };
+                answers.push(Both { video: own(&video)?, audio: own(&audio)? });
+            }
         }
         Ok(answers)
     }

@@ -6,6 +6,7 @@ use mlx::Dtype;
 use serde_json::{Value, json};
 
 use super::images::{self, ImageCondition};
+use crate::checkpoint::Residency;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::step::Sampler;
 use crate::error::{Error, Result};
@@ -151,6 +152,8 @@ pub struct Request {
     pub dtype: Dtype,
     /// Which unread tensors stop the run.
     pub unread: UnreadPolicy,
+    /// How the blocks of the transformer and of the text encoder are kept.
+    pub residency: Residency,
 }
 
 impl Request {

@@ -95,6 +95,7 @@ impl Plan<'_> {
         for ((steps, shapes), images) in self.steps.iter().zip(self.stages()).zip(&images) {
             if steps.model.is_some() {
                 drop(dit.take()); // One transformer at a time, and none beside the upsampler.
+                self.checkpoint.release();
             }
             if let Some(latents) = &mut done {
                 progress.phase("upsample", 0)?;
@@ -123,6 +124,10 @@ impl Plan<'_> {
         let mut latents =
             done.ok_or_else(|| Error::request("a recipe without stages", "choose another --recipe"))?;
         latents.audio = sound.or(latents.audio);
+        drop(dit);
+        for files in self.steps.iter().filter_map(|steps| steps.model.as_ref()).chain(&self.upsampler) {
+            files.release();
+        }
         Ok(latents)
     }
 

@@ -7,7 +7,7 @@ use mlx::Dtype;
 use super::conditioning::Text;
 use super::networks::Loader;
 use super::{Kind, Request, UnreadPolicy};
-use crate::checkpoint::{Checkpoint, Component, Unread};
+use crate::checkpoint::{Checkpoint, Component, Residency, Unread};
 use crate::dit;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -251,15 +251,20 @@ impl Encoding {
         progress: &mut dyn Progress,
     ) -> Result<Vec<Contexts>> {
         progress.phase("encode text", 0)?;
-        let weights = gemma.weights(loader.dtype);
+        let weights = gemma.weights(loader.dtype).kept(loader.residency);
         let network = Gemma::load(&weights, gemma)?;
         loader.finish(&weights, "text encoder", Unread::Refuse, progress)?;
         let states = network.hidden_states(ids)?;
+        gemma.release();
         let projection = loader.load(checkpoint, Component::Projection, progress, Projection::load)?;
         let features = states.iter().map(|states| projection.forward(states)).collect::<Result<Vec<_>>>()?;
         drop((states, projection));
+        checkpoint.release();
         let connectors = loader.load(checkpoint, Component::Connector, progress, Connectors::load)?;
-        features.iter().map(|features| connectors.forward(features, self.tokens as i32)).collect()
+        let contexts: Result<_> =
+            features.iter().map(|features| connectors.forward(features, self.tokens as i32)).collect();
+        checkpoint.release();
+        contexts
     }
 }
 
@@ -305,6 +310,8 @@ pub struct TextRequest {
     pub dtype: Dtype,
     /// Which unread tensors stop the run.
     pub unread: UnreadPolicy,
+    /// How the text encoder's layers are kept.
+    pub residency: Residency,
     /// Where encoded prompts are kept.
     pub cache: Option<EmbeddingCache>,
 }
@@ -349,7 +356,8 @@ impl<'a> TextPlan<'a> {
     }
 
     fn loader(&self) -> Loader {
-        Loader { dtype: self.request.dtype, unread: self.request.unread }
+        let TextRequest { dtype, unread, residency, .. } = *self.request;
+        Loader { dtype, unread, residency }
     }
 
     /// Encodes; [`Embedding::save`] writes.

@@ -86,6 +86,11 @@ impl GemmaFolder {
         Weights::new(self.files.clone(), self.root, dtype, paths)
     }
 
+    /// Gives back the memory that the mapped files take. What is used again is read again.
+    pub fn release(&self) {
+        self.files.iter().for_each(|file| file.release_all());
+    }
+
     /// The tokenizer beside the weights.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::open(&self.path.join("tokenizer.json"))

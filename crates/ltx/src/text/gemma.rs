@@ -8,7 +8,7 @@ use std::ops::Range;
 use mlx::{Array, Dtype};
 
 use super::GemmaFolder;
-use crate::checkpoint::{Config, Weights};
+use crate::checkpoint::{Blocks, Config, Weights};
 use crate::dit::Rope;
 use crate::error::{Error, Result};
 use crate::nn::{self, Activation, Bias, Linear};
@@ -141,7 +141,7 @@ fn spans(config: &Config) -> Result<Vec<Span>> {
 #[derive(Debug)]
 pub struct Gemma {
     embedding: Array, // (vocabulary, hidden), in the file's dtype
-    layers: Vec<Layer>,
+    layers: Blocks<Layer>,
     norm: Norm,
     settings: Settings,
     dtype: Dtype,
@@ -190,12 +190,13 @@ impl Gemma {
     /// The same with the language model's configuration.
     pub(crate) fn configured(weights: &Weights, config: &Config) -> Result<Self> {
         let settings = Settings::new(config)?;
+        let layer_settings = settings.clone();
         let rows = weights.shape("embed_tokens.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
         Ok(Self {
             embedding: weights.tensor_as_stored("embed_tokens.weight", &[rows, settings.hidden])?,
-            layers: (0..settings.spans.len())
-                .map(|layer| Layer::load(&weights.at(format!("layers.{layer}")), &settings))
-                .collect::<Result<_>>()?,
+            layers: Blocks::load(&weights.at("layers"), settings.spans.len(), move |layer| {
+                Layer::load(layer, &layer_settings)
+            })?,
             norm: Norm::load(weights, "norm", settings.hidden, settings.eps)?,
             settings,
             dtype: weights.dtype(),
@@ -218,10 +219,16 @@ impl Gemma {
 
     /// What `ids`, which follow those that `past` remembers, say of the next token: f32 (vocabulary), not normalized.
     pub(super) fn next(&self, ids: &[u32], past: &mut Past) -> Result<Vec<f32>> {
-        past.layers.resize_with(self.layers.len(), Kept::default);
+        past.layers.resize_with(self.layers.count(), Kept::default);
         let mut x = self.embed(ids)?;
-        for ((layer, span), kept) in self.layers.iter().zip(&self.settings.spans).zip(&mut past.layers) {
-            x = layer.forward(&x, span, &self.settings, kept)?;
+        for (index, (span, kept)) in self.settings.spans.iter().zip(&mut past.layers).enumerate() {
+            x = self.layers.with(index, |layer| {
+                let x = layer.forward(&x, span, &self.settings, kept)?;
+                if self.layers.streamed() {
+                    mlx::eval([Some(&x), kept.keys.as_ref(), kept.values.as_ref()].into_iter().flatten())?;
+                }
+                Ok(x)
+            })?;
         }
         let last = self.norm.forward(&x.slice(1, x.dim(1) - 1..x.dim(1))?)?; // (1, 1, hidden)
         // The embedding is what the tokens are compared with, too.
@@ -239,8 +246,9 @@ impl Gemma {
             states.push(vec![self.embed(ids)?]);
         }
         drop(self.embedding);
-        let last = self.layers.len().saturating_sub(1);
-        for (index, (layer, span)) in self.layers.into_iter().zip(&self.settings.spans).enumerate() {
+        let last = self.layers.count().saturating_sub(1);
+        self.layers.for_each(|index, layer| {
+            let Some(span) = self.settings.spans.get(index) else { return Ok(()) };
             for states in &mut states {
                 let Some(x) = states.last() else { continue };
                 let mut x = layer.forward(x, span, &self.settings, &mut Kept::default())?;
@@ -250,7 +258,8 @@ impl Gemma {
                 x.eval()?;
                 states.push(x);
             }
-        }
+            Ok(())
+        })?;
         Ok(states)
     }
 }
@@ -258,10 +267,9 @@ impl Gemma {
 impl Gemma {
     /// What layer `index` makes of hidden states (1, tokens, hidden), by itself.
     pub(crate) fn layer(&self, index: usize, x: &Array) -> Result<Array> {
-        let layer = self.layers.get(index).zip(self.settings.spans.get(index));
         let missing = || Error::request(format!("Gemma has no layer {index}"), "count from 0");
-        let (layer, span) = layer.ok_or_else(missing)?;
-        layer.forward(x, span, &self.settings, &mut Kept::default())
+        let span = self.settings.spans.get(index).ok_or_else(missing)?;
+        self.layers.with(index, |layer| layer.forward(x, span, &self.settings, &mut Kept::default()))
     }
 }
 

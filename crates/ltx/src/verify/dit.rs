@@ -4,7 +4,7 @@ use mlx::Array;
 
 use super::{Context, Golden, Outputs};
 use crate::checkpoint::{Checkpoint, Component};
-use crate::dit::{Conditions, Dit, Input, Perturbation, Prepared};
+use crate::dit::{Conditions, Dit, Input, Pass, Perturbation, Prepared};
 use crate::error::Result;
 use crate::shape::Modality;
 use crate::trace::Trace;
@@ -69,7 +69,7 @@ pub(super) fn verify(golden: &Golden, checkpoint: &Checkpoint, context: &Context
     let (video, audio) = (video.as_ref().map(Given::input), audio.as_ref().map(Given::input));
     let mut trace = Trace::on();
     let perturbations = vec![perturbation; batch as usize];
-    let (video, audio) = dit.forward(video.as_ref(), audio.as_ref(), &perturbations, &mut trace)?;
+    let (video, audio) = dit.forward(&Pass { video, audio, perturbations }, &mut trace)?;
     let blocks = trace.into_values().into_iter().map(|(name, value)| (format!("mid.{name}"), value));
     let velocities = [("out.video", video), ("out.audio", audio)];
     Ok(blocks

@@ -143,6 +143,18 @@ impl Fusion {
         }
     }
 
+    /// The files with the updates; those with several come as often.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Arc<File>> {
+        self.updates.values().flatten().map(|update| &update.file)
+    }
+
+    /// What is read to change the weight `key`: files and keys in them.
+    pub(crate) fn factors(&self, key: &str) -> impl Iterator<Item = (&Arc<File>, &str)> {
+        self.updates.get(key).into_iter().flatten().flat_map(|Update { file, module, .. }| {
+            [(file, module.down.as_str()), (file, module.up.as_str())]
+        })
+    }
+
     /// Whether the weight `key` changes.
     pub fn changes(&self, key: &str) -> bool {
         self.updates.contains_key(key)

@@ -1,0 +1,245 @@
+//! How a network's blocks are kept: all of them in memory, or each read from its file when its turn comes.
+//!
+//! Files are memory-mapped, so "read" means that the system brings pages in when a block computes, and "in memory" that
+//! they stay. Streaming tells the system of the next block while this one computes, and gives this one's pages back after.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use super::{File, Weights};
+use crate::error::{Error, Result};
+
+/// How blocks are kept. Results are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// All of them, for as long as the network lives.
+    #[default]
+    Resident,
+    /// One at a time.
+    Streaming {
+        /// How many blocks are read ahead while one computes. They wait in the system's cache, not in this process.
+        ahead: usize,
+    },
+}
+
+/// A network's blocks, which compute one after the other.
+pub struct Blocks<T>(Kept<T>);
+
+enum Kept<T> {
+    All(Vec<T>),
+    Streamed { places: Vec<Weights>, load: Load<T>, ahead: usize, reader: Reader },
+}
+
+type Load<T> = Box<dyn Fn(&Weights) -> Result<T>>;
+
+impl<T> Blocks<T> {
+    /// The `count` blocks at `weights`.0, .1, …, each made by `load`, to be kept as `weights` says. All are made once now
+    /// in any case, without computing, so that what is missing or unread is known from the start.
+    pub fn load(
+        weights: &Weights,
+        count: usize,
+        load: impl Fn(&Weights) -> Result<T> + 'static,
+    ) -> Result<Self> {
+        let places: Vec<Weights> = (0..count).map(|index| weights.at(index)).collect();
+        Ok(Self(match weights.residency() {
+            Residency::Resident => Kept::All(places.iter().map(load).collect::<Result<_>>()?),
+            Residency::Streaming { ahead } => {
+                for place in &places {
+                    load(place)?;
+                }
+                Kept::Streamed { places, load: Box::new(load), ahead, reader: Reader::new()? }
+            }
+        }))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match &self.0 {
+            Kept::All(blocks) => blocks.len(),
+            Kept::Streamed { places, .. } => places.len(),
+        }
+    }
+
+    /// Whether each block is read anew whenever it is used, so that using it once for many inputs pays.
+    pub fn streamed(&self) -> bool {
+        matches!(self.0, Kept::Streamed { .. })
+    }
+
+    /// What `work` makes of block `index`. It must have been computed when `work` returns: what is lazy would keep the
+    /// block's weights.
+    pub fn with<R>(&self, index: usize, work: impl FnOnce(&T) -> Result<R>) -> Result<R> {
+        let missing =
+            || Error::request(format!("there is no block {index}"), "count from 0 to the last block");
+        match &self.0 {
+            Kept::All(blocks) => work(blocks.get(index).ok_or_else(missing)?),
+            Kept::Streamed { places, load, ahead, reader } => {
+                let place = places.get(index).ok_or_else(missing)?;
+                for next in places.iter().skip(index + 1).take(*ahead) {
+                    reader.read(next.spans());
+                }
+                let done = work(&load(place)?);
+                for span in place.spans() {
+                    span.file.release(span.bytes);
+                }
+                done
+            }
+        }
+    }
+
+    /// `work` with each block, in order; none is kept after its turn.
+    pub fn for_each(self, mut work: impl FnMut(usize, &T) -> Result<()>) -> Result<()> {
+        if self.streamed() {
+            return (0..self.count()).try_for_each(|index| self.with(index, |block| work(index, block)));
+        }
+        match self.0 {
+            Kept::All(blocks) => {
+                blocks.into_iter().enumerate().try_for_each(|(index, block)| work(index, &block))
+            }
+            Kept::Streamed { .. } => Ok(()),
+        }
+    }
+}
+
+impl<T> fmt::Debug for Blocks<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kept = if self.streamed() { "streamed" } else { "resident" };
+        write!(f, "{} {kept} blocks", self.count())
+    }
+}
+
+/// A part of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Span {
+    pub file: Arc<File>,
+    /// Counted from the file's first byte.
+    pub bytes: Range<usize>,
+}
+
+/// Joins spans that touch.
+pub(super) fn joined(mut spans: Vec<Span>) -> Vec<Span> {
+    spans.sort_by_key(|span| (Arc::as_ptr(&span.file), span.bytes.start));
+    let mut joined: Vec<Span> = Vec::new();
+    for span in spans {
+        match joined.last_mut() {
+            Some(last) if Arc::ptr_eq(&last.file, &span.file) && last.bytes.end >= span.bytes.start => {
+                last.bytes.end = last.bytes.end.max(span.bytes.end);
+            }
+            _ => joined.push(span),
+        }
+    }
+    joined
+}
+
+/// A thread that has files read into the system's cache. It ends when this is dropped.
+struct Reader(Sender<Vec<Span>>);
+
+impl Reader {
+    fn new() -> Result<Self> {
+        let (sender, receiver) = channel::<Vec<Span>>();
+        let work = move || {
+            for span in receiver.into_iter().flatten() {
+                span.file.prefetch(span.bytes);
+            }
+        };
+        let spawned = std::thread::Builder::new().name("read ahead".into()).spawn(work);
+        spawned.map_err(|error| {
+            Error::machine(format!("no thread to read ahead: {error}"), "close other programs")
+        })?;
+        Ok(Self(sender))
+    }
+
+    fn read(&self, spans: Vec<Span>) {
+        // Were the thread gone, pages would come in when they are used.
+        drop(self.0.send(spans));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mlx::Dtype;
+
+    use super::*;
+    use crate::checkpoint::{Checkpoint, Component};
+
+    fn checkpoint() -> Checkpoint {
+        Checkpoint::open(
+            &[Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/2.3/model.safetensors")],
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_blocks_spans_are_its_tensors_and_no_others() {
+        let (weights, _) = checkpoint().component(Component::Dit, Dtype::F32).unwrap();
+        let place = weights.at("transformer_blocks").at(1);
+        let spans = place.spans();
+        let file = &spans[0].file;
+        let inside = |bytes: &Range<usize>| {
+            spans.iter().any(|span| span.bytes.start <= bytes.start && bytes.end <= span.bytes.end)
+        };
+        let mut size = 0;
+        for (key, _) in file.tensors() {
+            let bytes = file.span(&key).unwrap();
+            let ours = key.starts_with("model.diffusion_model.transformer_blocks.1.");
+            assert_eq!(inside(&bytes), ours, "{key}");
+            size += if ours { bytes.len() } else { 0 };
+        }
+        assert!(size > 0);
+        assert_eq!(spans.iter().map(|span| span.bytes.len()).sum::<usize>(), size);
+    }
+
+    #[test]
+    fn spans_that_touch_are_one() {
+        let file = checkpoint().files()[0].clone();
+        let span = |bytes| Span { file: file.clone(), bytes };
+        let all = joined(vec![span(8..9), span(0..4), span(4..6), span(5..7)]);
+        let bytes: Vec<_> = all.into_iter().map(|span| span.bytes).collect();
+        assert_eq!(bytes, [0..7, 8..9]);
+    }
+
+    #[test]
+    fn pages_that_were_given_back_come_again() {
+        let file = checkpoint().files()[0].clone();
+        let (key, info) = file.tensors().next().unwrap();
+        let before = file.bytes(info).to_vec();
+        file.release(file.span(&key).unwrap());
+        file.prefetch(file.span(&key).unwrap());
+        file.release_all();
+        assert_eq!(file.bytes(info), before);
+    }
+
+    #[test]
+    fn streamed_blocks_are_made_anew_each_time() {
+        let (weights, _) = checkpoint().component(Component::Dit, Dtype::F32).unwrap();
+        let made = std::rc::Rc::new(std::cell::Cell::new(0));
+        let counted = |residency| {
+            let count = made.clone();
+            made.set(0);
+            Blocks::load(&weights.at("transformer_blocks").kept(residency), 2, move |block| {
+                count.set(count.get() + 1);
+                Ok(block.has("attn1.to_q.weight"))
+            })
+            .unwrap()
+        };
+        for (residency, expected) in [(Residency::Resident, 2), (Residency::Streaming { ahead: 1 }, 5)] {
+            let blocks = counted(residency);
+            for index in [0, 1, 0] {
+                assert!(blocks.with(index, |&found| Ok(found)).unwrap());
+            }
+            assert_eq!((made.get(), blocks.count()), (expected, 2));
+            assert!(blocks.with(2, |_| Ok(())).is_err());
+            let mut seen = Vec::new();
+            blocks
+                .for_each(|index, _| {
+                    seen.push(index);
+                    Ok(())
+                })
+                .unwrap();
+            assert_eq!(seen, [0, 1]);
+        }
+    }
+}
