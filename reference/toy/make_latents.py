@@ -44,8 +44,9 @@ def _per_channel(latents, axis):
     return rows.mean(0), rows.std(0)
 
 
-def freeze(runs, device):
-    """The autoencoders with their statistics: {module name: module}."""
+def freeze(runs, device, keep=False):
+    """The autoencoders with their statistics: {module name: module}; those of `frozen.pt`, or the newest, which `keep`
+    writes there."""
     names = ("video_encoder", "video_decoder", "audio_encoder", "audio_decoder")
     modules = {name: parts.build(name).to(device).eval() for name in names}
     file = runs / "frozen.pt"
@@ -68,7 +69,8 @@ def freeze(runs, device):
             # As the file will hold them.
             statistics.get_buffer("mean-of-means").copy_(mean.to(torch.bfloat16))
             statistics.get_buffer("std-of-means").copy_(std.clamp(min=1e-3).to(torch.bfloat16))
-    torch.save({name: module.state_dict() for name, module in modules.items()}, file)
+    if keep:
+        torch.save({name: module.state_dict() for name, module in modules.items()}, file)
     return modules
 
 
@@ -91,7 +93,7 @@ def main():
     parser.add_argument("--stage", type=int, default=1, help="2: twice as wide and high")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    modules = freeze(options.runs, options.device)
+    modules = freeze(options.runs, options.device, keep=True)
     folder = options.runs / "latents"
     folder.mkdir(exist_ok=True)
     began = time.monotonic()

@@ -1,7 +1,7 @@
 """Muon for matrices and convolutions, AdamW for the rest, as one optimizer; and the first weights of convolutions.
 
 Muon steps along the orthogonal matrix nearest to the averaged gradient (K. Jordan et al., 2024): here it reaches a loss
-in about half of AdamW's steps, for a third more time per step.
+in about half of AdamW's steps.
 """
 
 import math
@@ -14,15 +14,25 @@ RATE_OF_MATRICES = 20  # times the rate of the rest
 
 
 def _orthogonal(gradient):
-    """Every singular value near 1, in five steps of bfloat16."""
-    matrix = gradient.flatten(1).to(torch.bfloat16)
+    """Every singular value near 1, in five steps.
+
+    The steps are polynomials in the Gram matrix of the short side: iterating on that alone, and multiplying the long
+    matrix once, costs a fifth of the multiplications of a long matrix.
+    """
+    matrix = gradient.flatten(1)
     tall = matrix.shape[0] > matrix.shape[1]
     matrix = matrix.T if tall else matrix
-    matrix = matrix / (matrix.norm() + 1e-7)
-    for _ in range(5):
-        square = matrix @ matrix.T
-        matrix = _A * matrix + (_B * square + _C * square @ square) @ matrix
-    return (matrix.T if tall else matrix).to(gradient.dtype).view_as(gradient)
+    gram = matrix @ matrix.T
+    gram = gram / (gram.trace() + 1e-14)
+    scale = (matrix.norm() + 1e-7).reciprocal()
+    whole = torch.eye(len(gram), device=gram.device)
+    for step in range(5):
+        part = _B * gram + _C * gram @ gram
+        part.diagonal().add_(_A)
+        whole = part @ whole if step else part
+        gram = part @ gram @ part
+    matrix = scale * (whole @ matrix)
+    return (matrix.T if tall else matrix).reshape(gradient.shape)
 
 
 class Muon(torch.optim.Optimizer):

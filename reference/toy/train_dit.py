@@ -57,7 +57,7 @@ class Batches:
 
 
 def main():
-    parser = training.arguments(__doc__, rate=1e-3, batch=32)
+    parser = training.arguments(__doc__, rate=1e-3, batch=48)
     parser.add_argument("--stage", type=int, default=1)
     parser.add_argument("--length", type=int, default=128, help="text tokens, a multiple of 128")
     options = parser.parse_args()

@@ -191,12 +191,13 @@ def render(scene, window=None, times=None, device="cpu"):
     return frames / 127.5 - 1
 
 
-SIZES = ((64, 64), (96, 64), (64, 96), (96, 96), (128, 96), (96, 128), (128, 128))  # of a first stage
+# Of a first stage. Mostly few tokens: a scene is the same thing at any size.
+SIZES = (*((64, 64), (96, 64), (64, 96)) * 3, (96, 96), (96, 96), (128, 96), (96, 128), (128, 128))
 
 
 def size(seed, stage=1):
     """(width, height, frames) of a training clip: the first stage's, or twice as wide and high."""
     draw = random.Random(f"size/{seed}")
     width, height = draw.choice(SIZES)
-    frames = draw.choice((17, 25, 33, 41, 49))
+    frames = draw.choice((17, 17, 25, 25, 25, 33, 41, 49))
     return width * stage, height * stage, frames
