@@ -394,6 +394,33 @@ Ptr attention(const array& q, const array& k, const array& v, float scale, const
 
 namespace {
 
+const char* mode(Packing packing) {
+  switch (packing) {
+    case Packing::Mxfp8: return "mxfp8";
+    case Packing::Nvfp4: return "nvfp4";
+    default: return "affine";
+  }
+}
+
+} // namespace
+
+std::unique_ptr<Arrays> quantize(const array& w, int32_t group, int32_t bits, Packing packing) {
+  return std::make_unique<Arrays>(mx::quantize(w, group, bits, mode(packing)));
+}
+
+Ptr dequantize(
+    const array& values, const array& scales, const array* biases, int32_t group, int32_t bits, Packing packing, Type dtype) {
+  return own(
+      mx::dequantize(values, scales, optional(biases), group, bits, mode(packing), std::nullopt, to_dtype(dtype)));
+}
+
+Ptr quantized_matmul(
+    const array& x, const array& values, const array& scales, const array* biases, int32_t group, int32_t bits, Packing packing) {
+  return own(mx::quantized_matmul(x, values, scales, optional(biases), true, group, bits, mode(packing)));
+}
+
+namespace {
+
 // A node of the lazy graph whose value a Rust closure computes. Its inputs are made row-contiguous beforehand, and
 // MLX keeps every input's and output's buffer alive until the queued task has run. Pointers are taken only inside the
 // task: before it, other devices may still be writing the inputs.

@@ -19,6 +19,7 @@ enum class Type : uint8_t;
 enum class Unary : uint8_t;
 enum class Binary : uint8_t;
 enum class Reduce : uint8_t;
+enum class Packing : uint8_t;
 struct ConvSettings;
 struct Fact;
 struct Owner;
@@ -67,6 +68,11 @@ Ptr conv(const array& x, const array& weight, const ConvSettings& settings);
 Ptr rms_norm(const array& x, const array* weight, float eps);
 Ptr layer_norm(const array& x, const array* weight, const array* bias, float eps);
 Ptr attention(const array& q, const array& k, const array& v, float scale, const array* mask);
+std::unique_ptr<Arrays> quantize(const array& w, int32_t group, int32_t bits, Packing packing);
+Ptr dequantize(
+    const array& values, const array& scales, const array* biases, int32_t group, int32_t bits, Packing packing, Type dtype);
+Ptr quantized_matmul(
+    const array& x, const array& values, const array& scales, const array* biases, int32_t group, int32_t bits, Packing packing);
 Ptr custom(const Arrays& inputs, Ints shape, Type dtype, rust::Box<Kernel> kernel);
 
 bool gpu_available();

@@ -7,6 +7,7 @@ mod component;
 mod config;
 mod header;
 pub mod lora;
+pub mod packs;
 mod residency;
 mod weights;
 
