@@ -15,6 +15,7 @@ pub mod measure;
 mod norm;
 mod packing;
 mod pool;
+mod quantize;
 mod snake;
 mod values;
 
@@ -27,6 +28,7 @@ pub use math::Activation;
 pub use norm::{Norm, Rotation, Scaling, norm, norm_and_rotate};
 pub use packing::Packing;
 pub use pool::{set_threads, threads};
+pub use quantize::{PartMut, Scales, dequantize, look_up, quantize};
 pub use snake::{Snake, snake};
 pub use values::{Matrix, Values, ValuesMut};
 

@@ -17,6 +17,16 @@ pub enum Packing {
     Nvfp4,
 }
 
+impl std::fmt::Display for Packing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Affine { bits, group } => write!(f, "{bits} bits in groups of {group}"),
+            Self::Mxfp8 => f.write_str("mxfp8"),
+            Self::Nvfp4 => f.write_str("nvfp4"),
+        }
+    }
+}
+
 impl Packing {
     /// Bits of a value.
     pub fn bits(self) -> usize {

@@ -87,8 +87,10 @@ impl Weights {
         Self { residency, ..self }
     }
 
-    /// The same place, whose linear layers are packed while they are read where a rule allows it.
+    /// The same place, whose linear layers are packed while they are read where a rule allows it. A model that holds packed
+    /// weights stays as it is: somebody has chosen for it.
     pub fn packed_as(self, packing: Option<Packing>) -> Self {
+        let packing = packing.filter(|_| !self.is_packed());
         let source = &self.source;
         let keys = source.tensors.keys().map(|path| format!("{}{path}", source.root));
         let packing = packing.map(|packing| (packing, packs::blocks(keys)));
@@ -206,6 +208,14 @@ impl Weights {
         let path = self.join(name);
         let file = &self.source.files[*self.source.tensors.get(&path)?];
         Some((file, format!("{}{path}", self.source.root)))
+    }
+
+    /// All tensors with their files and full keys.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&File, String)> {
+        let source = &self.source;
+        source.tensors.iter().filter_map(move |(path, &file)| {
+            Some((source.files.get(file)?.as_ref(), format!("{}{path}", source.root)))
+        })
     }
 
     /// Whether LoRAs change the tensor of a full key.

@@ -45,6 +45,11 @@ impl Linear {
         Self { weight: Weight::Dense(weight), bias: None }
     }
 
+    /// A layer of `weight` (out, in), however it is stored, without a bias.
+    pub fn of(weight: Weight) -> Self {
+        Self { weight, bias: None }
+    }
+
     /// Width of what comes out.
     pub fn outputs(&self) -> i32 {
         self.weight.outputs()

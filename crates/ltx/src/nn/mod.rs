@@ -7,6 +7,7 @@ pub mod cpu;
 mod linear;
 mod packed;
 mod rows;
+mod unpack;
 
 pub use conv::{Conv, TransposedConv, depthwise};
 pub use kernels::{Activation, Packing};

@@ -3,7 +3,7 @@
 use kernels::Packing;
 use mlx::{Array, Dtype};
 
-use super::cpu;
+use super::{cpu, unpack};
 
 /// A weight packed as MLX packs it.
 #[derive(Clone, Debug)]
@@ -21,6 +21,9 @@ pub struct Packed {
 impl Packed {
     /// `weight` (out, in), whose rows are whole groups, packed when it is first used.
     pub fn quantize(weight: &Array, packing: Packing) -> mlx::Result<Self> {
+        if let Some(packed) = unpack::quantize(weight, packing) {
+            return packed;
+        }
         let mlx::Quantized { values, scales, biases, .. } = mlx::quantize(weight, mlx_packing(packing))?;
         Ok(Self { values, scales, biases, packing })
     }
@@ -37,6 +40,9 @@ impl Packed {
 
     /// The weight as it was, but for what packing lost: (out, in).
     pub fn dequantize(&self, dtype: Dtype) -> mlx::Result<Array> {
+        if let Some(weight) = unpack::dequantize(self, dtype) {
+            return weight;
+        }
         self.quantized().dequantize(dtype)
     }
 
@@ -74,7 +80,10 @@ impl Fp8 {
 
     /// The weight in bf16: (out, in).
     pub fn dense(&self) -> mlx::Result<Array> {
-        self.table.take(&self.codes, 0)
+        match unpack::look_up(&self.codes, &self.table) {
+            Some(weight) => weight,
+            None => self.table.take(&self.codes, 0),
+        }
     }
 }
 
@@ -105,6 +114,20 @@ impl Weight {
             Self::Dense(weight) => Ok(weight.clone()),
             Self::Packed(weight) => weight.dequantize(packed),
             Self::Fp8(fp8) => fp8.dense(),
+        }
+    }
+
+    /// The rows of a table that `index` counts, of its own type or of `packed`: (count, in).
+    pub fn rows(&self, index: &Array, packed: Dtype) -> mlx::Result<Array> {
+        let rows = |array: &Array| array.take(index, 0);
+        match self {
+            Self::Packed(Packed { values, scales, biases, packing }) => {
+                let biases = biases.as_ref().map(rows).transpose()?;
+                Packed { values: rows(values)?, scales: rows(scales)?, biases, packing: *packing }
+                    .dequantize(packed)
+            }
+            Self::Dense(weight) => rows(weight),
+            Self::Fp8(_) => rows(&self.dense(packed)?),
         }
     }
 

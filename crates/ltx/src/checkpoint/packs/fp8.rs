@@ -11,9 +11,9 @@ use crate::error::Result;
 use crate::nn::Fp8;
 
 /// Names of a weight's scale: Lightricks' and ComfyUI's.
-const SCALES: [&str; 2] = ["weight_scale", "scale_weight"];
+pub(super) const SCALES: [&str; 2] = ["weight_scale", "scale_weight"];
 /// What else stands beside such a weight, and is not needed to compute in bf16: scales of inputs, and the layout's name.
-const BESIDE: [&str; 4] = ["input_scale", "scale_input", "comfy_quant", "scaled_fp8"];
+pub(super) const BESIDE: [&str; 4] = ["input_scale", "scale_input", "comfy_quant", "scaled_fp8"];
 
 impl Weights {
     /// A weight of 8-bit floats, which must have exactly `shape`.

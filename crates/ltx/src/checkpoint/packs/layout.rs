@@ -93,7 +93,7 @@ impl Layout {
     }
 
     /// The packing that is said of a weight: of its layer by name, or of all.
-    fn said(&self, file: &File, key: &str) -> Result<Option<Packing>> {
+    pub fn said(&self, file: &File, key: &str) -> Result<Option<Packing>> {
         let Some(all) = &self.0 else { return Ok(None) };
         let module = key.strip_suffix(".weight").unwrap_or(key);
         let own = all.iter().find(|(name, value)| {
