@@ -106,28 +106,39 @@ fn each<T: Element, U: Send>(
 
 /// Scale and bias: NaN if a value is not finite. The end of the range that is further from 0 is met exactly, and so is 0.
 fn affine_scale<T: Element>(group: &[T], bits: usize) -> [f32; 2] {
-    let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
-    let mut nothing = 0.0;
-    for value in group {
-        let value = value.widen();
-        nothing += value * 0.0;
-        high = if high < value { value } else { high };
-        low = if value < low { value } else { low };
-    }
+    let (low, high) = range(group);
     let steps = ((1u32 << bits) - 1) as f32;
     let downwards = low.abs() > high.abs();
     let range = (high - low) / steps;
     let scale = if range < LEAST { LEAST } else { range };
     let (scale, edge) = if downwards { (scale, low) } else { (-scale, high) };
-    let whole = (edge / scale).round_ties_even() + nothing;
+    let whole = (edge / scale).round_ties_even();
     if whole == 0.0 { [scale, 0.0] } else { [edge / whole, edge] }
+}
+
+/// The least and the largest value; NaN if one is not finite.
+fn range<T: Element>(group: &[T]) -> (f32, f32) {
+    // As many values side by side as groups have multiples of, for the vectors' sake.
+    let (mut low, mut high, mut endless) = ([f32::INFINITY; 16], [f32::NEG_INFINITY; 16], [false; 16]);
+    for values in group.chunks_exact(16) {
+        for (lane, value) in values.iter().enumerate() {
+            let value = value.widen();
+            high[lane] = if high[lane] < value { value } else { high[lane] };
+            low[lane] = if value < low[lane] { value } else { low[lane] };
+            endless[lane] |= value.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+        }
+    }
+    if endless.contains(&true) {
+        return (f32::NAN, f32::NAN);
+    }
+    (low.into_iter().fold(f32::INFINITY, f32::min), high.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
 
 /// The stored scale of a packing whose scales are bytes, all ones if a value is not finite, and the number that values are
 /// divided by.
 fn narrow_scale<T: Element>(group: &[T], packing: Packing) -> (u8, f32) {
-    let larger = |largest: f32, value: f32| if value > largest || value.is_nan() { value } else { largest };
-    let largest = group.iter().fold(0f32, |largest, value| larger(largest, value.widen().abs()));
+    let (low, high) = range(group);
+    let largest = high.abs().max(low.abs());
     if !largest.is_finite() {
         return (if packing == Packing::Nvfp4 { 0x7f } else { 0xff }, f32::NAN);
     }
@@ -145,11 +156,11 @@ fn pack<T: Element>(group: &[T], packing: Packing, out: &mut [u32]) {
         Packing::Affine { bits, .. } => {
             let [scale, bias] = affine_scale(group, bits);
             let most = ((1u32 << bits) - 1) as f32;
-            // Adding and taking away this rounds a small number to the nearest integer, ties to even.
+            // The lowest bits of a small number to which this was added are the nearest integer, ties to even.
             const ROUND: f32 = 12_582_912.0;
             let code = |value: &T| {
-                let steps = ((value.widen() - bias) / scale + ROUND) - ROUND;
-                steps.clamp(0.0, most) as u32
+                let steps = (value.widen() - bias) / scale;
+                (steps.clamp(0.0, most) + ROUND).to_bits() & 0xff
             };
             words(group, bits, out, code);
         }
@@ -230,31 +241,25 @@ fn dequantize_typed<T: Element>(
     let (groups, words) = (out.len() / group, group * bits / 32);
     fits("weight", out.len(), &[groups, group])?;
     fits("values", values.len(), &[groups, words])?;
-    let mask = u32::MAX >> (32 - bits);
-    let unpack = |words: &[u32], out: &mut [T], value: &dyn Fn(u32) -> f32| {
-        for (word, out) in words.iter().zip(out.chunks_exact_mut(32 / bits)) {
-            for (at, out) in out.iter_mut().enumerate() {
-                *out = T::from_f32(value(word >> (at * bits) & mask));
-            }
-        }
-    };
+    let e4m3: [f32; 256] = std::array::from_fn(|code| e4m3(code as u8));
     let group_of = |index: usize, out: &mut [T]| {
         let words = &values[index * words..][..words];
         match (scales, packing) {
             (Scales::Affine { scales, biases }, _) => {
                 let (scale, bias) = (number(scales, index), number(biases, index));
-                unpack(words, out, &|code| code as f32 * scale + bias);
+                unpack(words, bits, out, |code| code as f32 * scale + bias);
             }
             (Scales::Bytes(scales), Packing::Nvfp4) => {
-                let scale = e4m3(scales[index]);
-                unpack(words, out, &|code| {
-                    let value = E2M1[(code & 7) as usize] * scale;
+                let scale = e4m3[usize::from(scales[index])];
+                let table: [f32; 16] = std::array::from_fn(|code| {
+                    let value = E2M1[code & 7] * scale;
                     if code & 8 == 8 { -value } else { value }
                 });
+                unpack(words, bits, out, |code| table[(code & 15) as usize]);
             }
             (Scales::Bytes(scales), _) => {
                 let scale = (f32::from(scales[index]) - 127.0).exp2();
-                unpack(words, out, &|code| e4m3(code as u8) * scale);
+                unpack(words, bits, out, |code| e4m3[(code & 255) as usize] * scale);
             }
         }
     };
@@ -278,6 +283,16 @@ fn dequantize_typed<T: Element>(
         }
     });
     Ok(())
+}
+
+#[inline(always)]
+fn unpack<T: Element>(words: &[u32], bits: usize, out: &mut [T], value: impl Fn(u32) -> f32) {
+    let mask = u32::MAX >> (32 - bits);
+    for (word, out) in words.iter().zip(out.chunks_exact_mut(32 / bits)) {
+        for (at, out) in out.iter_mut().enumerate() {
+            *out = T::from_f32(value(word >> (at * bits) & mask));
+        }
+    }
 }
 
 fn number(values: Values<'_>, index: usize) -> f32 {

@@ -282,17 +282,19 @@ fn fp8_files_are_packed_from_what_they_stand_for() {
     assert!(ours == velocities(&on_the_way, Dtype::F32, Residency::Resident));
 }
 
+/// Hidden states of a few tokens.
+fn states(path: &Path, packing: Option<Packing>) -> Vec<Vec<f32>> {
+    let folder = GemmaFolder::open(path).unwrap().packed_as(packing);
+    let weights = folder.weights(Dtype::F32);
+    let gemma = Gemma::load(&weights, &folder).unwrap();
+    weights.finish(Unread::Refuse).unwrap();
+    gemma.hidden_states(&[vec![2, 7, 11, 95, 0]]).unwrap()[0].iter().map(floats).collect()
+}
+
 #[test]
 fn text_encoders_of_other_programs() {
     let _alone = alone();
     mlx::device::set(mlx::device::Device::Cpu).unwrap();
-    let states = |path: &Path, packing| -> Vec<Vec<f32>> {
-        let folder = GemmaFolder::open(path).unwrap().packed_as(packing);
-        let weights = folder.weights(Dtype::F32);
-        let gemma = Gemma::load(&weights, &folder).unwrap();
-        weights.finish(Unread::Refuse).unwrap();
-        gemma.hidden_states(&[vec![2, 7, 11, 95, 0]]).unwrap()[0].iter().map(floats).collect()
-    };
     let whole = states(&model("gemma3/bf16"), None);
     let packed = states(&model("gemma3/mlx"), None);
     assert_eq!((packed.len(), packed[0].len()), (3, 5 * 64));
@@ -309,6 +311,29 @@ fn text_encoders_of_other_programs() {
     assert!(relative(&ours[2], &whole[2]) < 0.02);
     let again = packs::quantize(&model("gemma3/bf16"), &folder, packing, &mut silent);
     assert!(again.is_err(), "a folder that holds something was written to");
+}
+
+#[test]
+#[ignore = "prints rows of the table in docs/quantization.md"]
+fn losses() {
+    let _alone = alone();
+    let packings = PACKINGS.map(|(_, packing)| packing);
+    let rows = |name: &str, whole: &[f32], packed: &dyn Fn(Packing) -> Vec<f32>| {
+        let losses = packings.map(|packing| format!("{packing} {:.4}", relative(&packed(packing), whole)));
+        println!("{name}: {}", losses.join(", "));
+    };
+    let model = open(&model("bf16.safetensors"));
+    let run = |packing: Option<Packing>| {
+        velocities(&model.clone().packed_as(packing), Dtype::F32, Residency::Resident)
+    };
+    let whole = run(None);
+    for (index, name) in ["dit, video", "dit, audio"].into_iter().enumerate() {
+        rows(name, &whole[index], &|packing| run(Some(packing))[index].clone());
+    }
+    let whole = states(&self::model("gemma3/bf16"), None);
+    let last = whole.len() - 1;
+    let gemma = |packing| states(&self::model("gemma3/bf16"), Some(packing))[last].clone();
+    rows("gemma, last hidden state", &whole[last], &gemma);
 }
 
 #[test]

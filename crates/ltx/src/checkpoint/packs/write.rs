@@ -226,6 +226,7 @@ impl Work {
             place += entry.bytes();
         }
         let mut percent = 0;
+        let mut done = report.before;
         for entry in &entries {
             match &entry.part {
                 None => {
@@ -245,10 +246,11 @@ impl Work {
                 Some(_) => {}
             }
             report.after += entry.bytes();
-            let done = (report.after * 100 / self.total.max(1)).min(99) as usize;
-            if done > percent {
-                percent = done;
-                progress.report(Event::Step { done, of: 100 })?;
+            done += file.info(&entry.key).map_or(0, size);
+            let now = (done * 100 / self.total.max(1)).min(100) as usize;
+            if now > percent {
+                percent = now;
+                progress.report(Event::Step { done: now, of: 100 })?;
             }
         }
         report.before += file.tensors().map(|(_, info)| size(info)).sum::<u64>();
