@@ -4,11 +4,12 @@
 
 mod conv;
 pub mod cpu;
+mod layer;
 mod linear;
 mod rows;
 
 pub use conv::{Conv, TransposedConv, depthwise};
-pub use kernels::Activation;
+pub use kernels::{Activation, Packing};
 pub use linear::{Bias, Linear, Onto};
 pub use rows::{
     gated_heads, gelu_tanh, layer_norm, leaky_relu, modulated, modulated_rms_norm, rms_norm,
