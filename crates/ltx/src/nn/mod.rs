@@ -4,6 +4,7 @@
 
 mod conv;
 pub mod cpu;
+mod layer;
 mod linear;
 mod packed;
 mod rows;
