@@ -28,7 +28,7 @@ pub use math::Activation;
 pub use norm::{Norm, Rotation, Scaling, norm, norm_and_rotate};
 pub use packing::{Packed, Packing, Scales};
 pub use pool::{set_threads, threads};
-pub use quantize::{PartMut, Scales, dequantize, look_up, quantize};
+pub use quantize::{PartMut, dequantize, look_up, quantize};
 pub use snake::{Snake, snake};
 pub use values::{Matrix, Values, ValuesMut};
 

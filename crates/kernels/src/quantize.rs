@@ -5,7 +5,7 @@
 
 use crate::pool::{self, Shared};
 use crate::values::{Element, Values, ValuesMut, fits};
-use crate::{Error, Packing};
+use crate::{Error, Packing, Scales};
 
 /// A part of a packed weight, to be written.
 #[derive(Debug)]
@@ -18,14 +18,6 @@ pub enum PartMut<'a> {
     Biases(ValuesMut<'a>),
     /// Scales of the other packings.
     ScaleBytes(&'a mut [u8]),
-}
-
-/// A packed weight, to be read.
-#[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)]
-pub enum Scales<'a> {
-    Affine { scales: Values<'a>, biases: Values<'a> },
-    Bytes(&'a [u8]),
 }
 
 /// About how many values a task has.
@@ -249,6 +241,10 @@ fn dequantize_typed<T: Element>(
                 let (scale, bias) = (number(scales, index), number(biases, index));
                 unpack(words, bits, out, |code| code as f32 * scale + bias);
             }
+            (Scales::Half { scales, biases }, _) => {
+                let (scale, bias) = (scales[index].to_f32(), biases[index].to_f32());
+                unpack(words, bits, out, |code| code as f32 * scale + bias);
+            }
             (Scales::Bytes(scales), Packing::Nvfp4) => {
                 let scale = e4m3[usize::from(scales[index])];
                 let table: [f32; 16] = std::array::from_fn(|code| {
@@ -265,6 +261,10 @@ fn dequantize_typed<T: Element>(
     };
     match (scales, packing) {
         (Scales::Affine { scales, biases }, Packing::Affine { .. }) => {
+            fits("scales", scales.len(), &[groups])?;
+            fits("biases", biases.len(), &[groups])?;
+        }
+        (Scales::Half { scales, biases }, Packing::Affine { .. }) => {
             fits("scales", scales.len(), &[groups])?;
             fits("biases", biases.len(), &[groups])?;
         }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include <mlx/mlx.h>
@@ -24,6 +25,13 @@ struct ConvSettings;
 struct Fact;
 struct Owner;
 struct Kernel;
+
+// For the functions below alone: refuses what is larger than this machine's memory.
+Ptr own(array a);
+mlx::core::Dtype to_dtype(Type type);
+inline std::optional<array> optional(const array* a) {
+  return a ? std::make_optional(*a) : std::nullopt;
+}
 
 std::unique_ptr<Arrays> new_list();
 void push(Arrays& list, const array& a);

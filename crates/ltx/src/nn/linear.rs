@@ -3,7 +3,7 @@
 use kernels::Activation;
 use mlx::Array;
 
-use super::{Weight, count, cpu, gelu_tanh, leaky_relu, silu};
+use super::{Packed, Weight, count, cpu, gelu_tanh, leaky_relu, silu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -98,6 +98,13 @@ impl Linear {
     fn kernel(&self, x: &Array, activation: Activation, onto: Option<Onto>) -> Option<mlx::Result<Array>> {
         if !cpu::active() {
             return None;
+        }
+        if let Weight::Packed(Packed { values, scales, biases, packing }) = &self.weight {
+            let (biases, bias) = (biases.as_ref(), self.bias.as_ref());
+            let y = cpu::packed_linear(x, values, scales, biases, *packing, bias, activation, onto);
+            if y.is_some() {
+                return y;
+            }
         }
         let weight = match self.weight.dense(x.dtype()) {
             Ok(weight) => weight,

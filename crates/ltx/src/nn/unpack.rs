@@ -42,7 +42,10 @@ pub(super) fn dequantize(packed: &Packed, dtype: Dtype) -> Option<mlx::Result<Ar
     let Packed { values: words, scales, biases, packing } = packed;
     let floats = [scales].into_iter().chain(biases);
     let fits = match packing {
-        Packing::Affine { .. } => takes(floats) && biases.is_some(),
+        Packing::Affine { .. } => {
+            let half = floats.clone().all(|floats| floats.dtype() == Dtype::F16);
+            (takes(floats) || half) && biases.is_some()
+        }
         _ => scales.dtype() == Dtype::U8,
     };
     if !fits || !active() || !matches!(dtype, Dtype::F32 | Dtype::Bf16) {
@@ -52,6 +55,9 @@ pub(super) fn dequantize(packed: &Packed, dtype: Dtype) -> Option<mlx::Result<Ar
     let inputs: Vec<&Array> = [words, scales].into_iter().chain(biases).collect();
     Some(mlx::custom(&inputs, &[packed.outputs(), packed.inputs()], dtype, move |inputs, output| {
         let scales = match inputs.get(2) {
+            Some(biases) if biases.dtype() == Some(Dtype::F16) => {
+                Scales::Half { scales: inputs[1].values()?, biases: biases.values()? }
+            }
             Some(biases) => Scales::Affine { scales: values(&inputs[1])?, biases: values(biases)? },
             None => Scales::Bytes(inputs[1].values()?),
         };
