@@ -6,10 +6,11 @@ mod files;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ltx::nn::Packing;
 
 use crate::images::Images;
 
-pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Synth};
+pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Quantize, Synth};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -43,6 +44,8 @@ pub enum Command {
     /// Look into LoRA files, or merge them into a model
     #[command(subcommand)]
     Lora(LoraCommand),
+    /// Write a model with its large matrices packed into 8 or 4 bits
+    Quantize(Quantize),
     /// Fetch models from the model hub, or list their names
     Download(Download),
     /// Prove that this build computes what the reference computes, on golden files
@@ -76,6 +79,37 @@ pub enum DtypeChoice {
     F16,
     /// float32: twice the memory, for comparisons
     F32,
+}
+
+/// Into how many bits weights are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeChoice {
+    /// Not at all
+    #[value(aliases = ["bf16", "no", "off"])]
+    None,
+    /// 8 bits, with a scale and a bias for each 64 values: half the size, no loss to speak of
+    #[value(name = "8", aliases = ["int8", "q8"])]
+    Eight,
+    /// 4 bits, in the same way: 28 % of the size, with a loss
+    #[value(name = "4", aliases = ["int4", "q4"])]
+    Four,
+    /// Floats of 8 bits, with a scale for each 32
+    Mxfp8,
+    /// Floats of 4 bits, with a scale for each 16
+    Nvfp4,
+}
+
+impl QuantizeChoice {
+    /// The packing, with groups of 64 where there is a choice.
+    pub fn packing(self) -> Option<Packing> {
+        match self {
+            Self::None => None,
+            Self::Eight => Some(Packing::Affine { bits: 8, group: 64 }),
+            Self::Four => Some(Packing::Affine { bits: 4, group: 64 }),
+            Self::Mxfp8 => Some(Packing::Mxfp8),
+            Self::Nvfp4 => Some(Packing::Nvfp4),
+        }
+    }
 }
 
 /// How frames and sound are encoded.
@@ -216,6 +250,9 @@ pub struct Generate {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
+    /// Pack the large matrices of the transformer and the text encoder while they are read, to use less memory
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
+    pub quantize: QuantizeChoice,
     /// What encodes the clip
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = EncoderChoice::Builtin)]
     pub encoder: EncoderChoice,
@@ -414,6 +451,9 @@ pub struct Enhance {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
+    /// Pack Gemma's large matrices while they are read, to use less memory
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
+    pub quantize: QuantizeChoice,
     /// Print the prompt and errors only
     #[arg(short, long)]
     pub quiet: bool,

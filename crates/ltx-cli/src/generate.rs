@@ -275,6 +275,7 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         placeholder: arguments.placeholder,
         skip_vae: arguments.skip_vae,
         force_guidance: arguments.guidance.force_guidance,
+        quantize: arguments.quantize.packing(),
         unread: unread(arguments.allow_unread, arguments.strict),
         residency: residency(arguments.stream),
     };

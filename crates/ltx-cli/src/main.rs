@@ -16,6 +16,7 @@ mod inspect;
 mod lora;
 mod machine;
 mod models;
+mod quantize;
 mod synth;
 mod terminal;
 mod toy;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Cache { command } => finish(cache::run(command.as_ref())),
         Command::Enhance(arguments) => finish(enhance::run(&arguments)),
         Command::Lora(command) => finish(lora::run(&command)),
+        Command::Quantize(arguments) => finish(quantize::run(&arguments)),
         Command::Download(arguments) => download::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),

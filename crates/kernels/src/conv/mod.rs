@@ -6,7 +6,7 @@
 mod depthwise;
 
 use crate::Error;
-use crate::gemm::{End, Epilogue, Product, Rows};
+use crate::gemm::{End, Epilogue, Product, Rows, Weight};
 use crate::values::{Element, Matrix, Values, ValuesMut, convert, fits};
 
 /// One axis of a convolution.
@@ -115,7 +115,7 @@ fn run<T: Element, O: Element>(x: &[T], weight: Values<'_>, geometry: Geometry, 
     let narrow = T::NARROW && matches!(weight, Values::Bf16(_));
     let columns = geometry.taps() * geometry.inputs;
     let weight = Matrix { values: weight, rows: geometry.outputs, columns, stride: columns };
-    let product = Product::new(weight, narrow, end);
+    let product = Product::new(Weight::Dense(weight), narrow, end);
     let neighbourhoods = Neighbourhoods { x, geometry };
     // Few outputs: each thread transposes its own part of the weight. Many: the weight is worth transposing first.
     if rows <= crate::gemm::ROWS_AT_ONCE {

@@ -22,6 +22,21 @@ pub(super) fn run_bf16<W: Work>(work: W) -> W::Output {
     work.run(Avx512::<true>(()))
 }
 
+/// Half bytes in the lowest bits of 32; what lies above them is arbitrary.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn halves(from: &[u8]) -> __m512i {
+    // SAFETY: the caller's promise; the slice was just found to be long enough.
+    unsafe {
+        let words = _mm512_castsi128_si512(_mm_loadl_epi64(from[..LANES / 2].as_ptr().cast()));
+        let places = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+        _mm512_srlv_epi32(_mm512_permutexvar_epi32(places, words), shifts)
+    }
+}
+
 // SAFETY (every block of this implementation): a value of `Self` exists only where the processor has the instructions,
 // and every pointer comes from a slice that was just found, or cut, to be long enough.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -65,6 +80,54 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let bits = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
             let narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
             _mm256_storeu_si256(to[..LANES].as_mut_ptr().cast(), narrow);
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16_twice(self, [first, second]: [__m512; 2], to: &mut [bf16]) {
+        if BF16 {
+            unsafe {
+                let narrow = _mm512_cvtne2ps_pbh(second, first);
+                _mm512_storeu_si512(to[..2 * LANES].as_mut_ptr().cast(), std::mem::transmute(narrow));
+            }
+            return;
+        }
+        self.store_bf16(first, to);
+        self.store_bf16(second, &mut to[LANES..]);
+    }
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from[..LANES].as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn load_u4(self, from: &[u8]) -> __m512 {
+        unsafe {
+            let numbers = _mm512_setr_ps(
+                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+            );
+            _mm512_permutexvar_ps(halves(from), numbers)
+        }
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, from: &[u8]) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(from[..LANES].as_ptr().cast()));
+            let kept = _mm512_set1_epi32(0x87f0_0000_u32 as i32);
+            let bits = _mm512_and_si512(_mm512_slli_epi32::<20>(wide), kept);
+            _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(super::E4M3))
+        }
+    }
+
+    #[inline(always)]
+    fn load_e2m1(self, from: &[u8]) -> __m512 {
+        unsafe {
+            let numbers = _mm512_setr_ps(
+                0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
+            );
+            _mm512_permutexvar_ps(halves(from), numbers)
         }
     }
 

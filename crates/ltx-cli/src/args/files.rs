@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{DeviceChoice, DtypeChoice, EncoderChoice};
+use super::{DeviceChoice, DtypeChoice, EncoderChoice, QuantizeChoice};
 
 #[derive(Debug, Args)]
 pub struct EncodeText {
@@ -36,6 +36,9 @@ pub struct EncodeText {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
+    /// Pack Gemma's large matrices while they are read, to use less memory
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
+    pub quantize: QuantizeChoice,
     /// Read the text encoder layer by layer as it computes, instead of keeping it in memory
     #[arg(long)]
     pub stream: bool,
@@ -79,6 +82,25 @@ pub struct Decode {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// Model file, or the folder of Gemma 3
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The file or folder to write
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Into how many bits
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::Eight)]
+    pub bits: QuantizeChoice,
+    /// Values that share a scale, with 8 and 4 bits: 32, 64 or 128
+    #[arg(long, value_name = "N", default_value_t = 64, alias = "group-size")]
+    pub group: usize,
     /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,

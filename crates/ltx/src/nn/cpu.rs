@@ -5,14 +5,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kernels::{
-    Activation, AttentionShape, Axis, ConvShape, Epilogue, Isa, Mask, Matrix, Padding, PerRow, Residual,
-    Values, ValuesMut,
-};
+use kernels::{AttentionShape, Axis, ConvShape, Epilogue, Isa, Mask, Padding, Residual, Values, ValuesMut};
 use mlx::device::Device;
 use mlx::{Array, Dtype, Input, Output};
 
-use super::Onto;
+pub use super::layer::packed_linear;
+pub(super) use super::layer::{gate_rows, linear};
 use crate::error::{Error, Result};
 
 static OFF: AtomicBool = AtomicBool::new(false);
@@ -92,71 +90,13 @@ pub(super) fn values_mut<'a>(
     }
 }
 
-fn sizes<const N: usize>(array: &Array) -> Option<[usize; N]> {
+pub(super) fn sizes<const N: usize>(array: &Array) -> Option<[usize; N]> {
     let sizes: Vec<usize> = array.shape().iter().map(|&size| size as usize).collect();
     sizes.try_into().ok()
 }
 
 pub(super) fn text(error: kernels::Error) -> String {
     error.to_string()
-}
-
-/// onto.x (.., n) + onto.gate · activation(x (.., k) · weightᵀ (n, k) + bias (n)) → (.., n), or None where kernels do not
-/// take it.
-pub(super) fn linear(
-    x: &Array,
-    weight: &Array,
-    bias: Option<&Array>,
-    activation: Activation,
-    onto: Option<Onto>,
-) -> Option<mlx::Result<Array>> {
-    let [n, k] = sizes(weight)?;
-    let shape = [&x.shape()[..x.rank() - 1], &[n as i32]].concat();
-    let (residual, gate) = (onto.map(|onto| onto.x), onto.and_then(|onto| onto.gate));
-    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).chain(residual).chain(gate).collect();
-    let fits = x.shape().last() == Some(&(k as i32))
-        && bias.is_none_or(|bias| bias.shape() == [n as i32])
-        && residual.is_none_or(|residual| residual.shape() == shape);
-    if !fits || !takes(inputs.iter().copied()) {
-        return None;
-    }
-    let gate_rows = match gate {
-        Some(gate) => Some(gate_rows(gate, &shape)?),
-        None => None,
-    };
-    let (rows, dtype) = (x.size() / k, promoted(inputs.iter().copied()));
-    let (biased, added) = (bias.is_some(), residual.is_some());
-    Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
-        let all = inputs.iter().map(values).collect::<std::result::Result<Vec<_>, String>>()?;
-        let mut rest = all.into_iter();
-        let mut next = || rest.next().ok_or("an input is missing");
-        let x = Matrix::new(next()?, rows, k).map_err(text)?;
-        let weight = Matrix::new(next()?, n, k).map_err(text)?;
-        let bias = if biased { Some(next()?) } else { None };
-        let residual = if added {
-            let values = next()?;
-            let gate = match gate_rows {
-                Some((rows, repeat)) => Some(PerRow { values: next()?, rows, repeat }),
-                None => None,
-            };
-            Some(Residual { values, gate })
-        } else {
-            None
-        };
-        let epilogue = Epilogue { bias, activation, residual };
-        kernels::linear(x, weight, &epilogue, values_mut(output, dtype)?).map_err(text)
-    }))
-}
-
-/// How the rows of a gate (batch or 1, tokens or 1, n) are dealt out to those of an output (batch, tokens, n): how many there
-/// are, and for how many outputs in a row each.
-pub(super) fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
-    let (&[batch, tokens, n], &[gate_batch, gate_tokens, gate_n]) = (shape, gate.shape()) else {
-        return None;
-    };
-    let fits = gate_n == n && [1, batch].contains(&gate_batch) && [1, tokens].contains(&gate_tokens);
-    let repeat = if gate_tokens == 1 { tokens } else { 1 };
-    fits.then_some(((gate_batch * gate_tokens) as usize, repeat as usize))
 }
 
 /// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), added to `onto`, or None where kernels do not

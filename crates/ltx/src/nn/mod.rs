@@ -4,12 +4,16 @@
 
 mod conv;
 pub mod cpu;
+mod layer;
 mod linear;
+mod packed;
 mod rows;
+mod unpack;
 
 pub use conv::{Conv, TransposedConv, depthwise};
-pub use kernels::Activation;
+pub use kernels::{Activation, Packing};
 pub use linear::{Bias, Linear, Onto};
+pub use packed::{Fp8, Packed, Weight};
 pub use rows::{
     gated_heads, gelu_tanh, layer_norm, leaky_relu, modulated, modulated_rms_norm, rms_norm,
     rotated_rms_norm, silu, silu_of_rms_norm, snake,

@@ -8,12 +8,34 @@ use super::images::Images;
 use super::recipe::{Circumstances, Steps, with_loras};
 use super::text::{Prompts, prompts, widths};
 use super::{Generation, Kind, Recipe, Request};
-use crate::checkpoint::{Checkpoint, Component, Config};
+use crate::checkpoint::packs::Saving;
+use crate::checkpoint::{Checkpoint, Component, Config, Residency};
 use crate::diffusion::guidance::Guidance;
 use crate::dit;
 use crate::error::{Error, Result};
 use crate::shape::{AudioShape, VideoShape};
 use crate::text::Embedding;
+
+/// What is said of packing on the way.
+fn packing_notes(request: &Request, saving: &Saving) -> Vec<String> {
+    let Some(packing) = request.quantize else { return Vec::new() };
+    let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let mut notes = match saving {
+        Saving { matrices: 0, packed: true, .. } => {
+            vec!["the transformer's file is packed already, and used as it is".to_string()]
+        }
+        Saving { matrices: 0, .. } => vec![format!("the transformer has no matrix for {packing}")],
+        &Saving { matrices, before, after, .. } => vec![format!(
+            "{matrices} matrices of the transformer are packed in {packing}: {} instead of {}",
+            gigabytes(after),
+            gigabytes(before)
+        )],
+    };
+    if request.residency != Residency::Resident && saving.matrices > 0 {
+        notes.push("while streaming, each block is packed anew whenever it is read: `ltx quantize` writes a file that is packed already, and quicker to read".into());
+    }
+    notes
+}
 
 /// A checked request, ready to run.
 #[derive(Debug)]
@@ -38,8 +60,9 @@ impl<'a> Plan<'a> {
     pub fn new(request: &'a Request) -> Result<Self> {
         request.check()?;
         let mut notes: Vec<String> = request.disclaimer().into_iter().map(String::from).collect();
-        let checkpoint = Checkpoint::open(&request.models)?;
-        let (_, config) = checkpoint.component(Component::Dit, request.dtype)?;
+        let checkpoint = Checkpoint::open(&request.models)?.packed_as(request.quantize);
+        let (weights, config) = checkpoint.component(Component::Dit, request.dtype)?;
+        notes.extend(packing_notes(request, &weights.saving()));
         let transformer = dit::Config::new(&config)?;
         let generation = Generation::of(checkpoint.version());
         let checkpoint = with_loras(request, checkpoint, &mut notes)?;

@@ -10,6 +10,7 @@ use crate::checkpoint::Residency;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::step::Sampler;
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 use crate::text::EmbeddingCache;
 
 /// What made a clip, in its settings.
@@ -150,6 +151,9 @@ pub struct Request {
     pub noise: Option<PathBuf>,
     /// Type of weights and activations.
     pub dtype: Dtype,
+    /// How the linear layers of the transformer and the text encoder are packed while they are read, where a rule
+    /// allows it.
+    pub quantize: Option<Packing>,
     /// Which unread tensors stop the run.
     pub unread: UnreadPolicy,
     /// How the blocks of the transformer and of the text encoder are kept.
@@ -241,6 +245,7 @@ impl Request {
             "seed": self.seed,
             "audio": self.audio,
             "dtype": self.dtype.to_string(),
+            "quantize": self.quantize.map(|packing| packing.to_string()),
         })
     }
 

@@ -10,6 +10,7 @@ use super::{Kind, Request, UnreadPolicy};
 use crate::checkpoint::{Checkpoint, Component, Residency, Unread};
 use crate::dit;
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 use crate::progress::Progress;
 use crate::text::{
     Connectors, Contexts, Embedding, EmbeddingCache, Gemma, GemmaFolder, Identity, MAX_TOKENS,
@@ -86,6 +87,7 @@ pub fn prompts(
     let wanted: Vec<_> = [positive].into_iter().chain(negative).collect();
     let settings = Settings {
         dtype: request.dtype,
+        packing: request.quantize,
         tokens: MAX_TOKENS,
         loras: &request.loras,
         cache: request.cache.as_ref(),
@@ -109,6 +111,7 @@ struct Prompt<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Settings<'a> {
     dtype: Dtype,
+    packing: Option<Packing>,
     /// Length of the contexts.
     tokens: usize,
     /// What the checkpoint was changed with.
@@ -154,8 +157,8 @@ impl Encoding {
         let mut wanted = Vec::new();
         for prompt in prompts {
             let identity = settings.cache.and_then(|_| {
-                let Settings { dtype, tokens, loras, .. } = settings;
-                Identity::new(prompt.text.trim(), folder, &models, loras, dtype, tokens)
+                let Settings { dtype, packing, tokens, loras, .. } = settings;
+                Identity::new(prompt.text.trim(), folder, &models, loras, (dtype, packing), tokens)
             });
             let found = settings
                 .cache
@@ -171,7 +174,7 @@ impl Encoding {
                     let (gemma, tokenizer) = match &mut opened {
                         Some(opened) => opened,
                         none => {
-                            let gemma = GemmaFolder::open(folder)?;
+                            let gemma = GemmaFolder::open(folder)?.packed_as(settings.packing);
                             let tokenizer = gemma.tokenizer()?;
                             none.insert((gemma, tokenizer))
                         }
@@ -308,6 +311,8 @@ pub struct TextRequest {
     pub max_tokens: Option<usize>,
     /// Type of weights and activations.
     pub dtype: Dtype,
+    /// How the text encoder's linear layers are packed while they are read.
+    pub quantize: Option<Packing>,
     /// Which unread tensors stop the run.
     pub unread: UnreadPolicy,
     /// How the text encoder's layers are kept.
@@ -348,7 +353,13 @@ impl<'a> TextPlan<'a> {
         let wanted: Vec<_> =
             [Prompt { text: &request.prompt, ours: false }].into_iter().chain(negative).collect();
         let mut notes = Vec::new();
-        let settings = Settings { dtype: request.dtype, tokens, loras: &[], cache: request.cache.as_ref() };
+        let settings = Settings {
+            dtype: request.dtype,
+            packing: request.quantize,
+            tokens,
+            loras: &[],
+            cache: request.cache.as_ref(),
+        };
         let encoding = Encoding::new(&wanted, &request.gemma, &checkpoint, settings, &mut notes)?;
         let plan = Self { request, checkpoint, encoding, notes };
         plan.encoding.check(plan.loader(), &plan.checkpoint, &mut |_| std::ops::ControlFlow::Continue(()))?;

@@ -11,7 +11,7 @@ use super::GemmaFolder;
 use crate::checkpoint::{Blocks, Config, Weights};
 use crate::dit::Rope;
 use crate::error::{Error, Result};
-use crate::nn::{self, Activation, Bias, Linear};
+use crate::nn::{self, Activation, Bias, Linear, Weight};
 
 /// How the layers of one kind attend.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -140,7 +140,7 @@ fn spans(config: &Config) -> Result<Vec<Span>> {
 /// The language model.
 #[derive(Debug)]
 pub struct Gemma {
-    embedding: Array, // (vocabulary, hidden), in the file's dtype
+    embedding: Weight, // (vocabulary, hidden), as the file has it
     layers: Blocks<Layer>,
     norm: Norm,
     settings: Settings,
@@ -193,7 +193,7 @@ impl Gemma {
         let layer_settings = settings.clone();
         let rows = weights.shape("embed_tokens.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
         Ok(Self {
-            embedding: weights.tensor_as_stored("embed_tokens.weight", &[rows, settings.hidden])?,
+            embedding: weights.at("embed_tokens").table(rows, settings.hidden)?,
             layers: Blocks::load(&weights.at("layers"), settings.spans.len(), move |layer| {
                 Layer::load(layer, &layer_settings)
             })?,
@@ -205,14 +205,14 @@ impl Gemma {
 
     /// Number of tokens that it knows.
     pub fn vocabulary(&self) -> i32 {
-        self.embedding.dim(0)
+        self.embedding.outputs()
     }
 
     /// Embeddings of tokens, (1, tokens, hidden).
     fn embed(&self, ids: &[u32]) -> Result<Array> {
         let index: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let index = Array::from_slice(&index, &[index.len() as i32])?;
-        let rows = self.embedding.take(&index, 0)?.astype(self.dtype)?.expand_dims(&[0])?; // (1, tokens, hidden)
+        let rows = self.embedding.rows(&index, self.dtype)?.astype(self.dtype)?.expand_dims(&[0])?; // (1, tokens, hidden)
         // The reference rounds the factor to the weights' dtype too.
         Ok(rows.multiply(f64::from(self.settings.hidden).sqrt())?)
     }
@@ -232,7 +232,11 @@ impl Gemma {
         }
         let last = self.norm.forward(&x.slice(1, x.dim(1) - 1..x.dim(1))?)?; // (1, 1, hidden)
         // The embedding is what the tokens are compared with, too.
-        let logits = Linear::new(self.embedding.astype(self.dtype)?).forward(&last)?.astype(Dtype::F32)?;
+        let table = match &self.embedding {
+            Weight::Dense(table) => Weight::Dense(table.astype(self.dtype)?),
+            other => other.clone(),
+        };
+        let logits = Linear::of(table).forward(&last)?.astype(Dtype::F32)?;
         let kept = past.layers.iter().flat_map(|kept| [kept.keys.as_ref(), kept.values.as_ref()]).flatten();
         mlx::eval(kept.chain([&logits]))?;
         Ok(logits.to_f32()?)
