@@ -16,6 +16,7 @@ mod inspect;
 mod lora;
 mod machine;
 mod models;
+mod shots;
 mod terminal;
 mod toy;
 mod verify;
