@@ -1,5 +1,6 @@
 //! The run of a plan: text, denoising stage by stage, decoding.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use mlx::{Array, Dtype};
@@ -71,7 +72,7 @@ impl Plan<'_> {
         }
         let texts = match &self.prompts {
             Prompts::None => {
-                let mut noise = self.noise(0)?;
+                let mut noise = NoiseSource::new(self.request.noise.as_deref(), self.request.seed)?;
                 let latents = self.placeholder(&mut noise)?;
                 return Ok((latents, noise.decoder_noise(self.request.seed)));
             }
@@ -92,10 +93,6 @@ impl Plan<'_> {
         Ok((film.latents.ok_or_else(none)?, film.noise.unwrap_or_else(|| Noise::new(self.request.seed))))
     }
 
-    fn noise(&self, window: usize) -> Result<NoiseSource> {
-        NoiseSource::new(self.request.noise.as_deref(), seed(self.request.seed, window))
-    }
-
     /// The clip with its next window.
     fn window(
         &self,
@@ -106,36 +103,47 @@ impl Plan<'_> {
         progress: &mut dyn Progress,
     ) -> Result<Film> {
         let Film { latents, windows: index, noise: decoder_noise } = film;
-        let stages = self.window_stages(window);
         let mut given = Vec::new();
         if let Some(latents) = &latents {
-            let (pictures, of) = (window.pictures(), self.windows.len());
-            progress.note(format!(
-                "window {} of {of}: frames {} to {}",
-                index + 1,
-                pictures.start,
-                pictures.end - 1
-            ))?;
+            let (Range { start, end }, of) = (window.pictures(), self.windows.len());
+            progress.phase("join windows", 0)?;
+            progress.note(format!("window {} of {of}: frames {start} to {}", index + 1, end - 1))?;
             let (loader, files, seed) = (self.loader(), &self.checkpoint, self.request.seed);
-            given = Tail { loader, files, latents, window, index, seed }.given(&stages, progress)?;
+            given = Tail { loader, files, latents, window, index, seed }
+                .given(&self.window_stages(window), progress)?;
         }
         let missing = || Error::request("a shot without a prompt", "give one");
         let text = texts.get(window.shot).ok_or_else(missing)?;
-        let here = |images: &Vec<Condition>| images.iter().filter_map(|image| image.within(window)).collect();
-        let images: Vec<Vec<Condition>> = images.iter().map(here).collect();
-        let stages =
-            stages.into_iter().zip(&images).zip(given.iter().map(Some).chain(std::iter::repeat(None)));
-        let stages = stages.map(|((mut shapes, images), given)| {
-            shapes.keyframes = images.iter().filter(|image| image.guides()).count();
-            Setting { shapes, images, given, seed: seed(self.request.seed, index) }
-        });
-        let mut noise = self.noise(index)?;
-        let made = self.denoise(text, stages.collect(), &mut noise, progress)?;
+        let (made, noise) = self.made(window, index, &given, images, text, progress)?;
         Ok(Film {
             latents: Some(append(latents, &made, window)?),
             windows: index + 1,
-            noise: decoder_noise.or_else(|| Some(noise.decoder_noise(self.request.seed))),
+            noise: decoder_noise.or(Some(noise)),
         })
+    }
+
+    /// The latents of a window, those that it was given among them, and the noise that it left.
+    pub(super) fn made(
+        &self,
+        window: &Window,
+        index: usize,
+        given: &[Given],
+        images: &[Vec<Condition>],
+        text: &Text,
+        progress: &mut dyn Progress,
+    ) -> Result<(Latents, Noise)> {
+        let here = |images: &Vec<Condition>| images.iter().filter_map(|image| image.within(window)).collect();
+        let images: Vec<Vec<Condition>> = images.iter().map(here).collect();
+        let given = given.iter().map(Some).chain(std::iter::repeat(None));
+        let seed = seed(self.request.seed, index);
+        let stages = self.window_stages(window).into_iter().zip(&images).zip(given);
+        let stages = stages.map(|((mut shapes, images), given)| {
+            shapes.keyframes = images.iter().filter(|image| image.guides()).count();
+            Setting { shapes, images, given, seed }
+        });
+        let mut noise = NoiseSource::new(self.request.noise.as_deref(), seed)?;
+        let latents = self.denoise(text, stages.collect(), &mut noise, progress)?;
+        Ok((latents, noise.decoder_noise(self.request.seed)))
     }
 
     /// The noise of the last stage, as it is.

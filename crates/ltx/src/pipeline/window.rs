@@ -232,7 +232,9 @@ mod tests {
             assert_eq!(sound.makes().start, audio, "{what}");
             assert_eq!(sound.given > 0, index > 0, "{what}");
             let apart = sound.start as f64 / AUDIO_LATENTS_PER_SECOND - window.first_picture() as f64 / rate;
-            assert!(apart.abs() <= 0.0201 || rate > 100.0, "{what}: sound and pictures are {apart} s apart");
+            // Some sound is given whatever the overlap is.
+            let most = if sound.given == 1 { 0.0601 } else { 0.0201 };
+            assert!(apart.abs() <= most, "{what}: sound and pictures are {apart} s apart");
             (video, audio, pictures) = (window.video.makes().end, sound.makes().end, window.pictures().end);
         }
         assert_eq!((video, pictures), (clip, 8 * (clip - 1) + 1));

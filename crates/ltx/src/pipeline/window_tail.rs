@@ -47,7 +47,6 @@ pub struct Tail<'a> {
 impl Tail<'_> {
     /// What each stage of the window is given.
     pub fn given(&self, stages: &[Shapes], progress: &mut dyn Progress) -> Result<Vec<Given>> {
-        progress.phase("join windows", 0)?;
         let audio = self.audio(progress)?.map(|latent| audio_tokens(&latent)).transpose()?;
         let videos = self.videos(stages, progress)?;
         let given = |video: &Array| Ok(Given { video: video_tokens(video)?, audio: audio.clone() });
@@ -155,4 +154,162 @@ pub fn append(clip: Option<Latents>, made: &Latents, window: &Window) -> Result<
     };
     mlx::eval([Some(&video), audio.as_ref()].into_iter().flatten())?;
     Ok(Latents { video, audio })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::ops::ControlFlow;
+    use std::path::Path;
+
+    use super::*;
+    use crate::pipeline::{GuidanceOverride, Plan, Recipe, Request, UnreadPolicy};
+
+    fn request(recipe: Recipe) -> Request {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+        Request {
+            prompt: Some("a brook".into()),
+            shots: Vec::new(),
+            negative_prompt: None,
+            models: vec![fixtures.join("2.3/model.safetensors")],
+            gemma: None,
+            spatial_upsampler: Some(fixtures.join("upsamplers/2.3-spatial-x2.safetensors")),
+            loras: Vec::new(),
+            distilled_lora: None,
+            distilled_strengths: [None; 2],
+            images: Vec::new(),
+            recipe: Some(recipe),
+            sampler: None,
+            height: Some(64),
+            width: 128,
+            frames: 57,
+            window: 33,
+            overlap: Some(17),
+            frame_rate: 24.0,
+            steps: None,
+            seed: 7,
+            video_guidance: GuidanceOverride::default(),
+            audio_guidance: GuidanceOverride::default(),
+            audio: true,
+            embedding: None,
+            cache: None,
+            dummy_text: true,
+            placeholder: false,
+            skip_vae: false,
+            force_guidance: false,
+            noise: None,
+            dtype: Dtype::F32,
+            unread: UnreadPolicy::Component,
+            residency: crate::checkpoint::Residency::Resident,
+        }
+    }
+
+    fn values(x: &Array) -> Vec<f32> {
+        x.to_f32().unwrap()
+    }
+
+    fn furthest(a: &Array, b: &Array) -> f32 {
+        assert_eq!(a.shape(), b.shape());
+        values(a).iter().zip(values(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn a_window_is_given_the_clips_own_latents_and_a_first_one_of_one_picture() {
+        let silent: &mut dyn Progress = &mut |_| ControlFlow::Continue(());
+        let request = request(Recipe::Distilled);
+        let plan = Plan::new(&request).unwrap();
+        let [_, window, ..] = plan.windows.as_slice() else { panic!("{:?}", plan.windows) };
+        let audio = window.audio.unwrap();
+        assert!(window.video.start > 0 && audio.start > 0 && window.video.given == 3);
+        // Any clip so far will do.
+        let drawn = |shape: &[i32]| Noise::new(3).normal(shape).unwrap();
+        let (channels, sound) = (plan.transformer.video.in_channels, plan.transformer.audio.in_channels / 16);
+        let latents = Latents {
+            video: drawn(&[1, channels, window.video.makes().start as i32, 2, 4]),
+            audio: Some(drawn(&[1, sound, audio.makes().start as i32, 16])),
+        };
+        let (files, loader, stages) = (&plan.checkpoint, plan.loader(), plan.window_stages(window));
+        let tail = Tail { loader, files, latents: &latents, window, index: 1, seed: 7 };
+        let given = tail.given(&stages, silent).unwrap();
+        let pixels = tail.pixels(silent).unwrap();
+        assert_eq!(pixels.shape(), [17, 64, 128, 3]);
+        let encoder = loader.load(files, Component::VideoEncoder, silent, Encoder::load).unwrap();
+        let encode =
+            |pixels: &Array| video_tokens(&encoder.forward(&pixels.expand_dims(&[0]).unwrap()).unwrap());
+
+        // Full size: tokens of 8 cells, one frame after the other.
+        let own = video_tokens(&latents.video).unwrap();
+        let own = own.slice(1, own.dim(1) - 24..own.dim(1)).unwrap();
+        assert_eq!(given[1].video.shape(), own.shape());
+        let after = |tokens: &Array| values(&tokens.slice(1, 8..24).unwrap());
+        assert_eq!(after(&given[1].video), after(&own), "the clip's own, bit for bit");
+        let first = given[1].video.slice(1, 0..8).unwrap();
+        assert!(furthest(&first, &own.slice(1, 0..8).unwrap()) > 1e-2, "not one that holds eight pictures");
+        assert!(furthest(&first, &encode(&pixels.slice(0, 0..1).unwrap()).unwrap()) < 1e-5);
+        // Half size: the same pictures. A causal encoder makes the first latent of the first picture alone.
+        let small = shrink(&pixels, 2).unwrap();
+        assert_eq!(small.shape(), [17, 32, 64, 3]);
+        assert!(furthest(&given[0].video, &encode(&small).unwrap()) < 1e-5);
+
+        let own = audio_tokens(latents.audio.as_ref().unwrap()).unwrap(); // (1, frames, channels · bins)
+        let sound = given[0].audio.as_ref().unwrap();
+        let (start, end) = (audio.start as i32, own.dim(1));
+        assert_eq!(sound.dim(1), end - start);
+        let after = |tokens: &Array, from| values(&tokens.slice(1, from..tokens.dim(1)).unwrap());
+        assert_eq!(after(sound, 1), after(&own, start + 1));
+        let first = sound.slice(1, 0..1).unwrap();
+        assert!(furthest(&first, &own.slice(1, start..start + 1).unwrap()) > 1e-2);
+        assert_eq!(values(given[1].audio.as_ref().unwrap()), values(sound));
+
+        // What the window makes of them begins with them, in both stages' result.
+        let texts = match &plan.prompts {
+            crate::pipeline::text::Prompts::Known(texts) => texts.clone(),
+            other => panic!("{other:?}"),
+        };
+        let (made, _) = plan.made(window, 1, &given, &[vec![], vec![]], &texts[0], silent).unwrap();
+        let tokens = video_tokens(&made.video).unwrap();
+        assert_eq!(values(&tokens.slice(1, 0..24).unwrap()), values(&given[1].video));
+        let clip = append(Some(latents.clone()), &made, window).unwrap();
+        assert_eq!(clip.video.dim(2) as usize, window.video.makes().end);
+        assert_eq!(clip.audio.unwrap().dim(2) as usize, audio.makes().end);
+        assert_eq!(values(&clip.video.slice(2, 0..latents.video.dim(2)).unwrap()), values(&latents.video));
+    }
+
+    #[test]
+    fn the_clips_beginning_is_given_as_it_is() {
+        let silent: &mut dyn Progress = &mut |_| ControlFlow::Continue(());
+        let request = Request { frames: 25, window: 17, ..request(Recipe::Distilled) };
+        let request = Request { overlap: Some(9), ..request };
+        let plan = Plan::new(&request).unwrap();
+        let mut window = plan.windows[1].clone();
+        // A first shot of one latent frame leaves no more.
+        window.video = Stretch { start: 0, length: 2, given: 1 };
+        window.audio = Some(Stretch { start: 0, length: 9, given: 1 });
+        let channels = plan.transformer.video.in_channels;
+        let drawn = |shape: &[i32]| Noise::new(3).normal(shape).unwrap();
+        let latents = Latents {
+            video: drawn(&[1, channels, 1, 2, 4]),
+            audio: Some(drawn(&[1, plan.transformer.audio.in_channels / 16, 1, 16])),
+        };
+        let tail = Tail {
+            loader: plan.loader(),
+            files: &plan.checkpoint,
+            latents: &latents,
+            window: &window,
+            index: 1,
+            seed: 7,
+        };
+        let given = tail.given(&plan.window_stages(&window), silent).unwrap();
+        assert_eq!(values(&given[1].video), values(&video_tokens(&latents.video).unwrap()));
+        assert_eq!(given[0].video.shape(), [1, 2, channels]);
+        let sound = given[0].audio.as_ref().unwrap();
+        assert_eq!(values(sound), values(&audio_tokens(latents.audio.as_ref().unwrap()).unwrap()));
+    }
+
+    #[test]
+    fn pictures_shrink_to_the_mean_of_squares() {
+        let pixels = mlx::arange(0.0, 24.0, 1.0, Dtype::F32).unwrap().reshape(&[1, 2, 4, 3]).unwrap();
+        assert_eq!(values(&shrink(&pixels, 2).unwrap()), [7.5, 8.5, 9.5, 13.5, 14.5, 15.5]);
+    }
 }
