@@ -4,7 +4,8 @@
 //! one. Of each window's overlap the picture at its beginning is therefore decoded and encoded again, as a first latent
 //! frame; those after it are given as they are, and what the window adds joins the very latents that it was given. The
 //! first stage of two, which works at half size, is given the pictures of the overlap at that size. The sound's first latent
-//! frame holds one mel frame instead of four, and is made anew the same way, from the spectrogram.
+//! frame holds one mel frame instead of four, and is made anew the same way, from the spectrogram; so are those next to it,
+//! which without the past that they had are others. How much that matters: docs/long-video.md.
 
 use mlx::{Array, Dtype};
 
@@ -19,11 +20,14 @@ use crate::diffusion::patchify::{audio_tokens, video_tokens};
 use crate::error::Result;
 use crate::noise::Noise;
 use crate::progress::Progress;
+use crate::shape::MEL_FRAMES_PER_LATENT;
 use crate::video_vae::{ConvDecoder, Encoder, Tiling};
 
 /// Latent frames before the overlap that are decoded with it: what they lack of a past does not reach into it.
 const VIDEO_PAST: usize = 3;
 const AUDIO_PAST: usize = 32;
+/// Latent frames of sound that are made anew, if the overlap is twice as long: as far as a missing past is heard.
+const AUDIO_ANEW: usize = 5;
 
 /// The beginning of a window, as tokens that stay as they are.
 #[derive(Clone, Debug)]
@@ -120,16 +124,19 @@ impl Tail<'_> {
             return Ok(Some(own));
         }
         let from = start.saturating_sub(AUDIO_PAST);
-        let past = clip.slice(2, from as i32..start as i32 + 1)?;
+        let anew = AUDIO_ANEW.min(given / 2).max(1) as i32;
+        let past = clip.slice(2, from as i32..start as i32 + anew)?;
         let decoder = self.loader.load(self.files, Component::AudioDecoder, progress, AudioDecoder::load)?;
         let mel = decoder.forward(&past)?; // (1, 2, frames, bins)
-        let last = mel.slice(2, mel.dim(2) - 1..mel.dim(2))?;
-        last.eval()?;
-        drop((decoder, mel));
+        // From the last frame of the first latent on.
+        let first = mel.dim(2) - (anew - 1) * MEL_FRAMES_PER_LATENT as i32 - 1;
+        let mel = mel.slice(2, first..mel.dim(2))?;
+        mel.eval()?;
+        drop(decoder);
         let encoder = self.loader.load(self.files, Component::AudioEncoder, progress, AudioEncoder::load)?;
-        let first = encoder.forward(&last)?; // (1, channels, 1, bins)
-        check_finite(&first, "audio_encoder", "the latent of the overlap")?;
-        let joined = mlx::concatenate(&[&first, &own.slice(2, 1..given as i32)?], 2)?;
+        let made = encoder.forward(&mel)?; // (1, channels, anew, bins)
+        check_finite(&made, "audio_encoder", "the latent of the overlap")?;
+        let joined = mlx::concatenate(&[&made, &own.slice(2, anew..given as i32)?], 2)?;
         joined.eval()?;
         self.files.release();
         Ok(Some(joined))
@@ -257,7 +264,12 @@ mod tests {
         let (start, end) = (audio.start as i32, own.dim(1));
         assert_eq!(sound.dim(1), end - start);
         let after = |tokens: &Array, from| values(&tokens.slice(1, from..tokens.dim(1)).unwrap());
-        assert_eq!(after(sound, 1), after(&own, start + 1));
+        let anew = (audio.given as i32 / 2).min(AUDIO_ANEW as i32);
+        assert_eq!(after(sound, anew), after(&own, start + anew), "the clip's own, bit for bit");
+        assert_ne!(
+            values(&sound.slice(1, anew - 1..anew).unwrap()),
+            values(&own.slice(1, start + anew - 1..start + anew).unwrap())
+        );
         let first = sound.slice(1, 0..1).unwrap();
         assert!(furthest(&first, &own.slice(1, start..start + 1).unwrap()) > 1e-2);
         assert_eq!(values(given[1].audio.as_ref().unwrap()), values(sound));
@@ -270,6 +282,8 @@ mod tests {
         let (made, _) = plan.made(window, 1, &given, &[vec![], vec![]], &texts[0], silent).unwrap();
         let tokens = video_tokens(&made.video).unwrap();
         assert_eq!(values(&tokens.slice(1, 0..24).unwrap()), values(&given[1].video));
+        let tokens = audio_tokens(made.audio.as_ref().unwrap()).unwrap();
+        assert_eq!(values(&tokens.slice(1, 0..sound.dim(1)).unwrap()), values(sound));
         let clip = append(Some(latents.clone()), &made, window).unwrap();
         assert_eq!(clip.video.dim(2) as usize, window.video.makes().end);
         assert_eq!(clip.audio.unwrap().dim(2) as usize, audio.makes().end);
