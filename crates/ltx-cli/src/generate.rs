@@ -244,7 +244,7 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
     let files = crate::models::files(arguments, distilled_lora)?;
     let toy = files.toy.is_some();
     let (width, frames) = if toy { toy::SIZE } else { (704, 97) };
-    if let Some(seconds) = arguments.seconds.filter(|seconds| !(*seconds > 0.0)) {
+    if let Some(seconds) = arguments.seconds.filter(|seconds| seconds.is_nan() || *seconds <= 0.0) {
         return Err(Error::request(
             format!("a clip of {seconds} seconds"),
             "give a number above 0, such as 5",
