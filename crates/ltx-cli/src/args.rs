@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ltx::nn::Packing;
 
 use crate::images::Images;
+use crate::shots::Shots;
 
 pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Quantize, Synth};
 
@@ -191,6 +192,18 @@ pub struct Generate {
     /// Frames, 8k + 1 [default: 97; 25 for the toy]
     #[arg(short, long, value_name = "N", visible_alias = "num-frames", alias = "video-frames")]
     pub frames: Option<usize>,
+    /// Length of the clip, to the nearest 8k + 1 frames, instead of --frames
+    #[arg(long, value_name = "SECONDS", conflicts_with = "frames", alias = "duration")]
+    pub seconds: Option<f64>,
+    #[command(flatten)]
+    pub shots: Shots,
+    /// The most frames made at once, 8k + 1: a longer clip is made in windows, each going on with the last one's picture
+    /// and sound [default: 121; 25 for the toy]
+    #[arg(long, value_name = "N", alias = "clip-frames")]
+    pub window: Option<usize>,
+    /// Frames of the last window that the next one is given, 8k + 1 [default: a quarter of --window, 9 to 25]
+    #[arg(long, value_name = "N")]
+    pub overlap: Option<usize>,
     /// Frames per second
     #[arg(long, value_name = "FPS", default_value_t = 24.0, visible_alias = "fps")]
     pub frame_rate: f64,

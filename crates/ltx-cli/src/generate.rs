@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ltx::checkpoint::Residency;
 use ltx::diffusion::step::Sampler;
 use ltx::media::{Encoder, FrameRate, Options, Writer};
-use ltx::pipeline::{Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, UnreadPolicy};
+use ltx::pipeline::{Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, UnreadPolicy, frames_of};
 use ltx::progress::{Event, Progress};
 use ltx::{Error, Result};
 use serde_json::json;
@@ -15,10 +15,16 @@ use crate::args::{EncoderChoice, Generate, RecipeChoice, SamplerChoice};
 use crate::terminal::{Terminal, peak_memory, seconds};
 use crate::toy::{self, Toy};
 
+/// Frames made at once, unless others are asked for: the official pipelines' own number.
+const WINDOW: usize = 121;
+
 pub fn run(arguments: &Generate) -> Result<()> {
     let started = Instant::now();
     crate::choose_device(arguments.device)?;
     let (mut request, toy) = request(arguments)?;
+    let length = arguments.seconds.or_else(|| arguments.shots.seconds()).map(|seconds| {
+        format!("{seconds} seconds at {} frames per second: {} frames", request.frame_rate, request.frames)
+    });
     let mut terminal = Terminal::new(arguments.quiet);
     if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
@@ -41,7 +47,7 @@ pub fn run(arguments: &Generate) -> Result<()> {
     if let Some(path) = &arguments.save_latents {
         ltx::pipeline::check_latents_path(path)?;
     }
-    for note in toy.iter().flat_map(|toy| toy.notes(&request)) {
+    for note in toy.iter().flat_map(|toy| toy.notes(&request)).chain(length) {
         // Whether to stop is asked at every step.
         let _ = terminal.event(Event::Note(note));
     }
@@ -236,9 +242,19 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
     let (distilled_lora, strength) = distilled(&arguments.loras.distilled_lora)?;
     let strengths = &arguments.loras;
     let files = crate::models::files(arguments, distilled_lora)?;
-    let (width, frames) = if files.toy.is_some() { toy::SIZE } else { (704, 97) };
+    let toy = files.toy.is_some();
+    let (width, frames) = if toy { toy::SIZE } else { (704, 97) };
+    if let Some(seconds) = arguments.seconds.filter(|seconds| seconds.is_nan() || *seconds <= 0.0) {
+        return Err(Error::request(
+            format!("a clip of {seconds} seconds"),
+            "give a number above 0, such as 5",
+        ));
+    }
+    let seconds = arguments.seconds.or_else(|| arguments.shots.seconds());
+    let frames = seconds.map_or(frames, |seconds| frames_of(seconds, arguments.frame_rate));
     let mut request = Request {
         prompt: arguments.prompt.clone().or_else(|| arguments.prompt_option.clone()),
+        shots: arguments.shots.0.clone(),
         negative_prompt: arguments.negative_prompt.clone(),
         models: files.models,
         gemma: files.gemma,
@@ -261,6 +277,8 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         height: arguments.height,
         width: arguments.width.unwrap_or(width),
         frames: arguments.frames.unwrap_or(frames),
+        window: arguments.window.unwrap_or(if toy { toy::SIZE.1 } else { WINDOW }),
+        overlap: arguments.overlap,
         frame_rate: arguments.frame_rate,
         steps: arguments.steps,
         seed: arguments.seed,
@@ -279,7 +297,7 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         unread: unread(arguments.allow_unread, arguments.strict),
         residency: residency(arguments.stream),
     };
-    if files.toy.is_some() {
+    if toy {
         toy::suit(&mut request);
     }
     Ok((request, files.toy))

@@ -17,6 +17,7 @@ mod lora;
 mod machine;
 mod models;
 mod quantize;
+mod shots;
 mod synth;
 mod terminal;
 mod toy;

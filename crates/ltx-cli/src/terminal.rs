@@ -61,7 +61,11 @@ impl Terminal {
             let clear = if self.interactive { "\r\x1b[K" } else { "" };
             sayln!("{clear}{name}: {}{}", seconds(took), memory());
         }
-        self.finished.push((name, took));
+        // A phase that comes again, with another part of the clip, counts as one.
+        match self.finished.iter_mut().find(|(earlier, _)| *earlier == name) {
+            Some((_, whole)) => *whole += took,
+            None => self.finished.push((name, took)),
+        }
     }
 
     fn step(&self, done: usize, of: usize) {

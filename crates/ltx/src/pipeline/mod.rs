@@ -18,6 +18,8 @@ mod request;
 mod run;
 mod stage;
 mod text;
+mod window;
+mod window_tail;
 
 pub(crate) use conditioning::Text;
 pub(crate) use prompted::Prompted;
@@ -30,3 +32,4 @@ pub use latent_file::LatentFile;
 pub use plan::Plan;
 pub use request::{GuidanceOverride, Recipe, Request, UnreadPolicy};
 pub use text::{TextPlan, TextRequest};
+pub use window::{Shot, frames_of};

@@ -7,13 +7,14 @@ use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
 use super::images::Images;
 use super::recipe::{Circumstances, Steps, with_loras};
 use super::text::{Prompts, prompts, widths};
-use super::{Generation, Kind, Recipe, Request};
+use super::window::{Stretch, Window, pictures};
+use super::{Generation, Kind, Recipe, Request, Shot};
 use crate::checkpoint::packs::Saving;
 use crate::checkpoint::{Checkpoint, Component, Config, Residency};
 use crate::diffusion::guidance::Guidance;
 use crate::dit;
 use crate::error::{Error, Result};
-use crate::shape::{AudioShape, VideoShape};
+use crate::shape::{AudioShape, LatentShape, VideoShape};
 use crate::text::Embedding;
 
 /// What is said of packing on the way.
@@ -46,6 +47,8 @@ pub struct Plan<'a> {
     pub(super) recipe: Recipe,
     pub(super) video: VideoShape,
     pub(super) audio: Option<AudioShape>,
+    /// One for a clip that is made at once.
+    pub(super) windows: Vec<Window>,
     pub(super) transformer: dit::Config,
     pub(super) steps: Vec<Steps>,
     /// The text, as far as it is known.
@@ -88,8 +91,10 @@ impl<'a> Plan<'a> {
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
             ));
         }
+        let windows = windows(request, video, audio, &mut notes)?;
         let divisor = if recipe.two_stages() { 2 } else { 1 };
         let first = VideoShape { height: height / divisor, width: request.width / divisor, ..video };
+        let longest = windows.iter().map(|window| window.video.length).max().unwrap_or(0);
         let circumstances = Circumstances {
             request,
             recipe,
@@ -97,7 +102,7 @@ impl<'a> Plan<'a> {
             generation,
             model: &checkpoint,
             transformer: &transformer,
-            tokens: first.latent().tokens(),
+            tokens: LatentShape { frames: longest, ..first.latent() }.tokens(),
             audio: audio.is_some(),
         };
         let steps = circumstances.stages(&mut notes)?;
@@ -112,6 +117,7 @@ impl<'a> Plan<'a> {
             recipe,
             video,
             audio,
+            windows,
             transformer,
             steps,
             prompt,
@@ -160,6 +166,17 @@ impl<'a> Plan<'a> {
         settings["images"] = self.images.settings();
         settings["prompt"] = json!(self.prompt);
         settings["audio"] = json!(self.has_sound());
+        if self.windows.len() > 1 {
+            let sizes = self.request.windows(false).sizes().ok();
+            let [window, overlap] =
+                [sizes.map(|sizes| sizes.0), sizes.map(|sizes| sizes.1)].map(|size| size.map(pictures));
+            settings["window"] = json!(window);
+            settings["overlap"] = json!(overlap);
+        }
+        if !self.request.shots.is_empty() {
+            let shot = |(shot, prompt): (&Shot, String)| json!({ "prompt": prompt, "seconds": shot.seconds });
+            settings["shots"] = self.request.shots.iter().zip(self.request.prompts()).map(shot).collect();
+        }
         if let Some(disclaimer) = self.request.disclaimer() {
             settings["disclaimer"] = json!(disclaimer);
         }
@@ -180,7 +197,17 @@ impl<'a> Plan<'a> {
         settings
     }
 
-    /// Sizes of the latents of each stage.
+    /// Sizes of the latents of each stage of a window.
+    pub(super) fn window_stages(&self, window: &Window) -> Vec<Shapes> {
+        let mut stages = self.stages();
+        for stage in &mut stages {
+            stage.video.frames = window.video.length;
+            stage.audio = window.audio.map(|Stretch { length, .. }| AudioShape { frames: length });
+        }
+        stages
+    }
+
+    /// Sizes of the latents of each stage, if all of the clip were made at once.
     pub(super) fn stages(&self) -> Vec<Shapes> {
         let VideoShape { frames, height, width } = self.video;
         let shapes = |divisor: usize, second| Shapes {
@@ -207,4 +234,36 @@ impl<'a> Plan<'a> {
         }
         Ok(())
     }
+}
+
+/// The windows that a clip is made in.
+fn windows(
+    request: &Request,
+    video: VideoShape,
+    audio: Option<AudioShape>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Window>> {
+    if request.placeholder {
+        let whole = |length| Stretch { start: 0, length, given: 0 };
+        let audio = audio.map(|audio| whole(audio.frames));
+        return Ok(vec![Window { shot: 0, video: whole(video.latent().frames), audio }]);
+    }
+    let plan = request.windows(audio.is_some());
+    let windows = plan.of(video.latent())?;
+    let (longest, overlap) = plan.sizes()?;
+    if windows.len() > 1 {
+        if request.noise.is_some() {
+            return Err(Error::request(
+                format!("noise from a file is for one window, and this clip needs {}", windows.len()),
+                format!("leave out --noise, or raise --window to {}", request.frames),
+            ));
+        }
+        notes.push(format!(
+            "made in {} windows of up to {} frames, each given {} of the last one's",
+            windows.len(),
+            pictures(longest),
+            pictures(overlap)
+        ));
+    }
+    Ok(windows)
 }

@@ -6,6 +6,7 @@ use mlx::Dtype;
 use serde_json::{Value, json};
 
 use super::images::{self, ImageCondition};
+use super::window::{Shot, Windows};
 use crate::checkpoint::Residency;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::step::Sampler;
@@ -95,8 +96,10 @@ pub enum UnreadPolicy {
 /// One clip.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What the clip shows and how it sounds. Not needed with `embedding`.
+    /// What the clip shows and how it sounds; with `shots` what all of them have in common. Not needed with `embedding`.
     pub prompt: Option<String>,
+    /// Parts of the clip with prompts of their own, one after the other; none is a clip of one prompt.
+    pub shots: Vec<Shot>,
     /// What it should not be; `None` is Lightricks' list. Used when classifier-free guidance is on.
     pub negative_prompt: Option<String>,
     /// Model files or folders.
@@ -123,6 +126,10 @@ pub struct Request {
     pub width: usize,
     /// Frames.
     pub frames: usize,
+    /// The most frames that are made at once: a longer clip is made window by window, each going on with the last one.
+    pub window: usize,
+    /// Frames of the last window that the next one is given; `None` decides by `window`.
+    pub overlap: Option<usize>,
     /// Frames per second.
     pub frame_rate: f64,
     /// Denoising steps (of the first stage); `None` is the model's own.
@@ -167,6 +174,7 @@ impl Request {
             return Err(Error::request("both a dummy text and an embedding", "give one of them"));
         }
         match (&self.prompt, &self.embedding) {
+            _ if !self.shots.is_empty() => self.check_shots()?,
             (None, None) if !self.placeholder => {
                 return Err(Error::request(
                     "there is no prompt",
@@ -193,6 +201,7 @@ impl Request {
                 "leave out one of them",
             ));
         }
+        self.windows(false).sizes()?;
         images::check(&self.images, self.frames)?;
         if self.steps == Some(0) {
             return Err(Error::request("there are no denoising steps", "give at least --steps 1"));
@@ -220,6 +229,41 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    fn check_shots(&self) -> Result<()> {
+        if self.embedding.is_some() || self.placeholder {
+            return Err(Error::request(
+                "shots are prompts, and neither an embedding nor a placeholder has any use for them",
+                "leave out --shot, or --embedding and --placeholder",
+            ));
+        }
+        match self.shots.iter().position(|shot| shot.prompt.trim().is_empty()) {
+            None => Ok(()),
+            Some(index) => Err(Error::request(
+                format!("the prompt of shot {} is empty", index + 1),
+                "say what it shows and how it sounds",
+            )),
+        }
+    }
+
+    /// The prompt of each shot, with what all have in common before it.
+    pub fn prompts(&self) -> Vec<String> {
+        let common = self.prompt.as_deref().map(str::trim).filter(|prompt| !prompt.is_empty());
+        if self.shots.is_empty() {
+            return vec![self.prompt.clone().unwrap_or_default()];
+        }
+        let prompt = |shot: &Shot| match common {
+            Some(common) => format!("{common} {}", shot.prompt.trim()),
+            None => shot.prompt.trim().to_owned(),
+        };
+        self.shots.iter().map(prompt).collect()
+    }
+
+    /// What decides about windows.
+    pub(super) fn windows(&self, sound: bool) -> Windows<'_> {
+        let Self { window: longest, overlap, frame_rate, .. } = *self;
+        Windows { longest, overlap, shots: &self.shots, frame_rate, sound }
     }
 
     /// What was asked for, to be kept with the clip so that it can be made again. Files are named, not located.

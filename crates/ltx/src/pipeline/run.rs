@@ -1,14 +1,18 @@
 //! The run of a plan: text, denoising stage by stage, decoding.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use mlx::{Array, Dtype};
 
 use super::clip::check_finite;
-use super::conditioning::{AUDIO_BINS, NoiseSource, Text};
+use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
+use super::images::Condition;
 use super::latent_file::{LatentFile, absolute};
 use super::stage::Stage;
-use super::text::{Prompts, text};
+use super::text::{Prompts, texts};
+use super::window::{Window, seed};
+use super::window_tail::{Given, Tail, append};
 use super::{Clip, Latents, Plan, decode};
 use crate::checkpoint::Component;
 use crate::diffusion::patchify::{audio_latent, video_latent};
@@ -19,6 +23,25 @@ use crate::progress::Progress;
 use crate::shape::Modality;
 use crate::upsampler::Upsampler;
 use crate::video_vae::{Encoder, Statistics};
+
+/// A run between two windows: everything that the next one needs to go on.
+#[derive(Default)]
+struct Film {
+    /// The clip so far, at full size.
+    latents: Option<Latents>,
+    /// How many windows it has.
+    windows: usize,
+    /// What the first window left of the seed's stream: the decoder's.
+    noise: Option<Noise>,
+}
+
+/// What distinguishes a stage of a window from that of another window.
+struct Setting<'a> {
+    shapes: Shapes,
+    images: &'a [Condition],
+    given: Option<&'a Given>,
+    seed: u64,
+}
 
 impl Plan<'_> {
     /// Makes the clip. Its frames are decoded when they are asked for.
@@ -47,15 +70,79 @@ impl Plan<'_> {
         for note in &self.notes {
             progress.note(note)?;
         }
-        let mut noise = NoiseSource::new(self.request.noise.as_deref(), self.request.seed)?;
-        let latents = match &self.prompts {
-            Prompts::None => self.placeholder(&mut noise)?,
-            Prompts::Known(text) => self.denoise(text, &mut noise, progress)?,
+        let texts = match &self.prompts {
+            Prompts::None => {
+                let mut noise = NoiseSource::new(self.request.noise.as_deref(), self.request.seed)?;
+                let latents = self.placeholder(&mut noise)?;
+                return Ok((latents, noise.decoder_noise(self.request.seed)));
+            }
+            Prompts::Known(texts) => texts.clone(),
             Prompts::Encode(encoding) => {
-                let text = text(encoding.run(self.loader(), &self.checkpoint, progress)?)?;
-                self.denoise(&text, &mut noise, progress)?
+                let contexts = encoding.run(self.loader(), &self.checkpoint, progress)?;
+                texts(contexts, self.request.prompts().len())
             }
         };
+        let images = self.images.encode(&self.stages(), progress, |progress| {
+            self.loader().load(&self.checkpoint, Component::VideoEncoder, progress, Encoder::load)
+        })?;
+        let mut film = Film::default();
+        while let Some(window) = self.windows.get(film.windows) {
+            film = self.window(film, window, &texts, &images, progress)?;
+        }
+        let none = || Error::request("a clip without frames", "ask for at least one");
+        Ok((film.latents.ok_or_else(none)?, film.noise.unwrap_or_else(|| Noise::new(self.request.seed))))
+    }
+
+    /// The clip with its next window.
+    fn window(
+        &self,
+        film: Film,
+        window: &Window,
+        texts: &[Text],
+        images: &[Vec<Condition>],
+        progress: &mut dyn Progress,
+    ) -> Result<Film> {
+        let Film { latents, windows: index, noise: decoder_noise } = film;
+        let mut given = Vec::new();
+        if let Some(latents) = &latents {
+            let (Range { start, end }, of) = (window.pictures(), self.windows.len());
+            progress.phase("join windows", 0)?;
+            progress.note(format!("window {} of {of}: frames {start} to {}", index + 1, end - 1))?;
+            let (loader, files, seed) = (self.loader(), &self.checkpoint, self.request.seed);
+            given = Tail { loader, files, latents, window, index, seed }
+                .given(&self.window_stages(window), progress)?;
+        }
+        let missing = || Error::request("a shot without a prompt", "give one");
+        let text = texts.get(window.shot).ok_or_else(missing)?;
+        let (made, noise) = self.made(window, index, &given, images, text, progress)?;
+        Ok(Film {
+            latents: Some(append(latents, &made, window)?),
+            windows: index + 1,
+            noise: decoder_noise.or(Some(noise)),
+        })
+    }
+
+    /// The latents of a window, those that it was given among them, and the noise that it left.
+    pub(super) fn made(
+        &self,
+        window: &Window,
+        index: usize,
+        given: &[Given],
+        images: &[Vec<Condition>],
+        text: &Text,
+        progress: &mut dyn Progress,
+    ) -> Result<(Latents, Noise)> {
+        let here = |images: &Vec<Condition>| images.iter().filter_map(|image| image.within(window)).collect();
+        let images: Vec<Vec<Condition>> = images.iter().map(here).collect();
+        let given = given.iter().map(Some).chain(std::iter::repeat(None));
+        let seed = seed(self.request.seed, index);
+        let stages = self.window_stages(window).into_iter().zip(&images).zip(given);
+        let stages = stages.map(|((mut shapes, images), given)| {
+            shapes.keyframes = images.iter().filter(|image| image.guides()).count();
+            Setting { shapes, images, given, seed }
+        });
+        let mut noise = NoiseSource::new(self.request.noise.as_deref(), seed)?;
+        let latents = self.denoise(text, stages.collect(), &mut noise, progress)?;
         Ok((latents, noise.decoder_noise(self.request.seed)))
     }
 
@@ -85,14 +172,18 @@ impl Plan<'_> {
         Ok(Latents { video, audio: draw(Modality::Audio)? })
     }
 
-    fn denoise(&self, text: &Text, noise: &mut NoiseSource, progress: &mut dyn Progress) -> Result<Latents> {
-        let images = self.images.encode(&self.stages(), progress, |progress| {
-            self.loader().load(&self.checkpoint, Component::VideoEncoder, progress, Encoder::load)
-        })?;
+    /// All stages of a window.
+    fn denoise(
+        &self,
+        text: &Text,
+        stages: Vec<Setting>,
+        noise: &mut NoiseSource,
+        progress: &mut dyn Progress,
+    ) -> Result<Latents> {
         let mut done: Option<Latents> = None;
         let mut sound = None;
         let mut dit = None;
-        for ((steps, shapes), images) in self.steps.iter().zip(self.stages()).zip(&images) {
+        for (steps, Setting { shapes, images, given, seed }) in self.steps.iter().zip(stages) {
             if steps.model.is_some() {
                 drop(dit.take()); // One transformer at a time, and none beside the upsampler.
                 self.checkpoint.release();
@@ -113,9 +204,10 @@ impl Plan<'_> {
                 sampler: steps.sampler,
                 sigmas: &steps.sigmas,
                 guidance: steps.guidance.clone(),
-                seed: self.request.seed,
+                seed,
                 from: done.as_ref(),
                 images,
+                given,
             };
             let latents = stage.run(dit, text, noise, progress)?;
             sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));

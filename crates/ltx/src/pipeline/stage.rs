@@ -5,6 +5,7 @@ use mlx::Dtype;
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
 use super::images::Condition;
 use super::prompted::Prompted;
+use super::window_tail::Given;
 use crate::diffusion::Both;
 use crate::diffusion::conditioning::LatentState;
 use crate::diffusion::denoise::Denoise;
@@ -31,6 +32,8 @@ pub struct Stage<'a> {
     pub from: Option<&'a Latents>,
     /// Pictures that the video shows.
     pub images: &'a [Condition],
+    /// What is there of it already, when it goes on with a clip.
+    pub given: Option<&'a Given>,
 }
 
 impl Stage<'_> {
@@ -85,6 +88,14 @@ impl Stage<'_> {
         }
         for image in self.images {
             video = image.apply(video, &self.shapes, self.frame_rate)?;
+        }
+        if let Some(given) = self.given {
+            video = video.with_frames(&given.video, self.shapes.video, 0, 1.0)?;
+            let known = |state: LatentState| match &given.audio {
+                Some(tokens) => state.with_tokens(tokens, 0, 1.0),
+                None => Ok(state),
+            };
+            audio = audio.map(known).transpose()?;
         }
         Ok(Both { video: Some(video), audio })
     }
