@@ -24,6 +24,8 @@ fn agrees_with_sums_in_f64() {
         (331, 45, 66),
         (150, 7, 513),
         (97, 33, 1100),
+        (40, 70, 1056),
+        (530, 266, 32),
     ];
     every_isa(|isa| {
         for (m, n, k) in sizes {
@@ -76,7 +78,7 @@ fn agrees_with_sums_in_f64() {
 #[test]
 fn threads_do_not_change_the_result() {
     every_isa(|isa| {
-        for (m, n, k) in [(67, 130, 600), (1100, 40, 300), (2, 300, 777)] {
+        for (m, n, k) in [(67, 130, 600), (1100, 40, 300), (2, 300, 777), (9, 600, 96)] {
             let (x, weight) = (Data::new(m * k, 1, true), Data::new(n * k, 2, true));
             let results = [1, 2, 5].map(|threads| {
                 kernels::set_threads(threads).unwrap();
@@ -174,4 +176,10 @@ fn sums_of_nothing_are_zero() {
             assert!(out.chunks(3).all(|row| row == bias));
         }
     });
+}
+
+#[test]
+#[cfg(feature = "emulate-amx")]
+fn the_tiles_of_amx_are_among_what_is_tested() {
+    assert!(kernels::Isa::AmxBf16.available(), "needs Linux and a processor with AVX512-BF16");
 }

@@ -10,7 +10,7 @@ use ltx::nn::Packing;
 
 use crate::images::Images;
 
-pub use files::{CacheCommand, Decode, EncodeText, Quantize};
+pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Quantize, Synth};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -55,6 +55,8 @@ pub enum Command {
     /// Measure how fast this machine does the model's work, with random weights
     #[command(alias = "benchmark")]
     Bench(Bench),
+    /// Write model files of full size with random weights, to measure memory and speed with
+    Synth(Synth),
 }
 
 /// Where to compute.

@@ -17,6 +17,7 @@ mod lora;
 mod machine;
 mod models;
 mod quantize;
+mod synth;
 mod terminal;
 mod toy;
 mod verify;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
         Command::Bench(arguments) => finish(bench::run(&arguments)),
+        Command::Synth(arguments) => finish(synth::run(&arguments)),
     }
 }
 

@@ -78,7 +78,10 @@ pub fn models(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let original = Path::new(ORIGINAL_MODEL);
     match given {
         [] if original.is_file() => Ok(vec![original.into()]),
-        [] => Err(no_model()),
+        [] => Err(Error::request(
+            format!("no model is named, and there is no {ORIGINAL_MODEL}"),
+            "give --model a file, a folder, or a name that `ltx download --list` shows",
+        )),
         given => given.iter().map(|path| resolve(path)).collect(),
     }
 }

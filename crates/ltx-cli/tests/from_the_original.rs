@@ -78,7 +78,8 @@ fn without_the_originals_files_their_names_are_told() {
         command.current_dir(folder.path());
         fail(command)
     };
-    let (code, told) = said(&["generate", "a boat"]);
+    let gemma = fixtures().join("gemma3").display().to_string();
+    let (code, told) = said(&["encode-text", "a boat", "--gemma", &gemma]);
     assert!(code == 2 && told.contains("weights/ltx-2/ltx-2-19b-distilled.safetensors"), "{told}");
     let model = fixtures().join("2.3/model.safetensors").display().to_string();
     for arguments in [&["encode-text", "a boat", "--ltx-weights", &model][..], &["enhance", "a boat"]] {

@@ -37,7 +37,11 @@ pub(super) fn available() -> bool {
         let cpuid = |leaf| unsafe { __cpuid_count(leaf, 0) };
         let has = |bit: u32| cpuid(7).edx >> bit & 1 == 1;
         let (bf16, tiles) = (22, 24);
-        cpuid(0).eax >= 7 && has(bf16) && has(tiles) && saved() && permitted()
+        let real = cpuid(0).eax >= 7 && has(bf16) && has(tiles) && saved() && permitted();
+        #[cfg(all(target_os = "linux", feature = "emulate-amx"))]
+        return real || super::amx_emulation::install();
+        #[cfg(not(all(target_os = "linux", feature = "emulate-amx")))]
+        real
     })
 }
 

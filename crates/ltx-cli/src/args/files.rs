@@ -1,8 +1,8 @@
-//! What can be typed to the commands about embeddings and latents.
+//! What can be typed to the commands about embeddings, latents and random models.
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{DeviceChoice, DtypeChoice, EncoderChoice, QuantizeChoice};
 
@@ -114,4 +114,41 @@ pub enum CacheCommand {
     Clear,
     /// Print where they are
     Path,
+}
+
+/// Models that `ltx synth` can write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LikeChoice {
+    /// The single file of 2.0, 19B
+    #[value(name = "2.0")]
+    V2_0,
+    /// The single file of 2.3, 22B
+    #[value(name = "2.3")]
+    V2_3,
+    /// The spatial upsampler x2 of 2.3
+    Upsampler,
+    /// A folder with a Gemma 3 12B text encoder
+    Gemma,
+}
+
+#[derive(Debug, Args)]
+pub struct Synth {
+    /// The file, or for gemma the folder, to write
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// What it is like
+    #[arg(long, value_name = "MODEL", value_enum)]
+    pub like: LikeChoice,
+    /// Transformer blocks, or layers of the text encoder [default: 48, as the real ones have]
+    #[arg(long, value_name = "N")]
+    pub blocks: Option<usize>,
+    /// Give only the first N blocks values; the others take no room on the disk and read as zeros
+    #[arg(long, value_name = "N")]
+    pub filled: Option<usize>,
+    /// Seed of the values
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
 }

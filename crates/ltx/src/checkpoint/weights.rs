@@ -48,7 +48,15 @@ struct Source {
     tensors: BTreeMap<String, usize>,
     /// Whether every tensor that is asked for is there, with random values.
     random: bool,
+    /// Of weights that are nowhere: what is known of them, and what was asked for.
+    outline: Option<Outline>,
     read: RefCell<BTreeSet<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Outline {
+    known: BTreeMap<String, Vec<i32>>,
+    asked: RefCell<BTreeMap<String, Vec<i32>>>,
 }
 
 impl Weights {
@@ -66,7 +74,7 @@ impl Weights {
             .filter_map(|path| Some((place(&path)?, path)))
             .map(|(file, path)| (path, file))
             .collect();
-        let source = Source { files, root: root.into(), tensors, random: false, read: RefCell::default() };
+        let source = Source { files, root: root.into(), tensors, ..Source::default() };
         Self {
             source: Rc::new(source),
             path: String::new(),
@@ -130,7 +138,22 @@ impl Weights {
     /// Whatever tensors are asked for, in whatever shape, with random values that are bf16 in "the file": for measuring how
     /// fast a network is without its weights. [`Self::has`] and [`Self::shape`] know of none.
     pub(crate) fn random(dtype: Dtype) -> Self {
-        let source = Source { random: true, ..Source::default() };
+        Self::without_files(Source { random: true, ..Source::default() }, dtype)
+    }
+
+    /// Zeros in whatever shape is asked for: to learn what a network reads. [`Self::has`] and [`Self::shape`] know of
+    /// `known`.
+    pub(crate) fn outline(dtype: Dtype, known: BTreeMap<String, Vec<i32>>) -> Self {
+        let outline = Some(Outline { known, ..Outline::default() });
+        Self::without_files(Source { outline, ..Source::default() }, dtype)
+    }
+
+    /// The paths and shapes that an outline was asked for.
+    pub(crate) fn asked(&self) -> BTreeMap<String, Vec<i32>> {
+        self.source.outline.as_ref().map(|outline| outline.asked.borrow().clone()).unwrap_or_default()
+    }
+
+    fn without_files(source: Source, dtype: Dtype) -> Self {
         Self {
             source: Rc::new(source),
             path: String::new(),
@@ -162,11 +185,18 @@ impl Weights {
 
     /// Whether the tensor `name` is here. Asking does not count as reading.
     pub fn has(&self, name: &str) -> bool {
-        self.source.tensors.contains_key(&self.join(name))
+        self.shape_in_outline(name).is_some() || self.source.tensors.contains_key(&self.join(name))
+    }
+
+    fn shape_in_outline(&self, name: &str) -> Option<&Vec<i32>> {
+        self.source.outline.as_ref()?.known.get(&self.join(name))
     }
 
     /// The shape of the tensor `name`, if it is here. Asking does not count as reading.
     pub fn shape(&self, name: &str) -> Option<Vec<i32>> {
+        if let Some(shape) = self.shape_in_outline(name) {
+            return Some(shape.clone());
+        }
         let path = self.join(name);
         let file = &self.source.files[*self.source.tensors.get(&path)?];
         let info = file.info(&format!("{}{path}", self.source.root))?;
@@ -188,6 +218,10 @@ impl Weights {
     pub fn tensor_as_stored(&self, name: &str, shape: &[i32]) -> Result<Array> {
         if self.source.random {
             return Ok(random(shape)?);
+        }
+        if let Some(outline) = &self.source.outline {
+            outline.asked.borrow_mut().insert(self.join(name), shape.to_vec());
+            return Ok(mlx::zeros(shape, self.dtype)?);
         }
         if let Some((file, key)) = self.locate(name)
             && let Some(info) = file.info(&key).filter(|info| dtype(info).is_none())
