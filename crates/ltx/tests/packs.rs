@@ -314,7 +314,7 @@ fn text_encoders_of_other_programs() {
 }
 
 #[test]
-#[ignore = "prints rows of the table in docs/quantization.md"]
+#[ignore = "measures: prints what packing loses on the fixtures"]
 fn losses() {
     let _alone = alone();
     let packings = PACKINGS.map(|(_, packing)| packing);
