@@ -129,6 +129,11 @@ impl<'a> Packed<'a> {
         }
     }
 
+    /// Groups have biases.
+    pub(crate) fn affine(&self) -> bool {
+        matches!(self.packing, Packing::Affine { .. })
+    }
+
     pub(crate) fn group(&self) -> usize {
         self.packing.group()
     }
@@ -192,6 +197,8 @@ pub(crate) trait Code {
     const BITS: usize;
     /// A vector of them.
     fn load<S: Simd>(simd: S, from: &[u8]) -> S::V;
+    /// Twice as many in words of two bf16, exactly.
+    fn load_pairs<S: Simd>(simd: S, from: &[u8]) -> S::V;
 }
 
 /// What is compiled for every kind of code.
@@ -200,7 +207,7 @@ pub(crate) trait Decoded {
 }
 
 macro_rules! codes {
-    ($($name:ident $bits:literal $load:ident),*) => {$(
+    ($($name:ident $bits:literal $load:ident $simd:ident $from:ident $pairs:expr),* $(,)?) => {$(
         struct $name;
 
         impl Code for $name {
@@ -210,7 +217,17 @@ macro_rules! codes {
             fn load<S: Simd>(simd: S, from: &[u8]) -> S::V {
                 simd.$load(from)
             }
+
+            #[inline(always)]
+            fn load_pairs<S: Simd>($simd: S, $from: &[u8]) -> S::V {
+                $pairs
+            }
         }
     )*};
 }
-codes!(U4 4 load_u4, U8 8 load_u8, E4m3 8 load_e4m3, E2m1 4 load_e2m1);
+codes!(
+    U4 4 load_u4 simd from simd.load_u4_pairs(from),
+    U8 8 load_u8 simd from simd.join([simd.load_u8(from), simd.load_u8(&from[S::LANES..])]),
+    E4m3 8 load_e4m3 simd from simd.join([simd.load_e4m3(from), simd.load_e4m3(&from[S::LANES..])]),
+    E2m1 4 load_e2m1 simd from simd.join([simd.load_e2m1(from), simd.load_e2m1(&from[S::LANES / 2..])]),
+);
