@@ -134,6 +134,10 @@ impl<'a> Packed<'a> {
         matches!(self.packing, Packing::Affine { .. })
     }
 
+    pub(crate) fn bits(&self) -> usize {
+        self.packing.bits()
+    }
+
     pub(crate) fn group(&self) -> usize {
         self.packing.group()
     }

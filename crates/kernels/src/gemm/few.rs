@@ -9,11 +9,11 @@ use crate::packing::{Code, Decoded, Packed};
 use crate::pool::{self, Shared};
 use crate::values::{Element, convert, load, store};
 
-/// Rows, at most, where pairs of bf16 are multiplied: more are worth unpacking a weight for.
-const PAIRED_ROWS: usize = 8;
+/// Rows, at most, where half bytes are multiplied as pairs of bf16: more are worth unpacking a weight for.
+const PAIRED_ROWS: usize = 4;
 
-/// The same where they are not.
-const ROWS: usize = 4;
+/// The same elsewhere.
+const ROWS: usize = 2;
 
 /// Columns of a task.
 const TASK: usize = 32;
@@ -23,7 +23,7 @@ const CHUNK: usize = 2048;
 
 /// Whether [`run`] is the way for `m` rows of type `T`.
 pub(super) fn takes<T: Element>(m: usize, weight: Packed<'_>) -> bool {
-    m <= if paired::<T>(weight) { PAIRED_ROWS } else { ROWS }
+    m <= if weight.bits() == 4 && paired::<T>(weight) { PAIRED_ROWS } else { ROWS }
 }
 
 /// Codes and x are multiplied as pairs of bf16, and the sum of a group is scaled.
@@ -74,7 +74,7 @@ struct Dots<'a, O> {
     /// Of the groups of x, where pairs are multiplied and groups have biases.
     sums: &'a [f32], // (rows, k / group)
     m: usize,
-    /// 1, 2, 4 or 8: those beyond `m` are zeros.
+    /// 1, 2 or 4: those beyond `m` are zeros.
     rows: usize,
     paired: bool,
     weight: Packed<'a>,
@@ -107,14 +107,12 @@ impl<S: Simd, O: Element> Decoded for Decode<'_, S, O> {
             match dots.rows {
                 1 => dots.columns::<S, C, true, 1, 4>(simd),
                 2 => dots.columns::<S, C, true, 2, 4>(simd),
-                4 => dots.columns::<S, C, true, 4, 2>(simd),
-                _ => dots.columns::<S, C, true, PAIRED_ROWS, 1>(simd),
+                _ => dots.columns::<S, C, true, PAIRED_ROWS, 2>(simd),
             }
         } else {
             match dots.rows {
                 1 => dots.columns::<S, C, false, 1, 4>(simd),
-                2 => dots.columns::<S, C, false, 2, 4>(simd),
-                _ => dots.columns::<S, C, false, ROWS, 2>(simd),
+                _ => dots.columns::<S, C, false, ROWS, 4>(simd),
             }
         }
     }
