@@ -92,7 +92,7 @@ impl<'a> Packed<'a> {
             let expected = "4 or 8 bits in groups of 32, 64 or 128".into();
             return Err(Error::Shape { what: "packing", expected, found: found() });
         }
-        if columns % group != 0 {
+        if !columns.is_multiple_of(group) {
             let (expected, found) = (format!("a multiple of {group}"), columns.to_string());
             return Err(Error::Shape { what: "packed columns", expected, found });
         }
