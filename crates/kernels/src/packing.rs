@@ -92,7 +92,7 @@ impl<'a> Packed<'a> {
             let expected = "4 or 8 bits in groups of 32, 64 or 128".into();
             return Err(Error::Shape { what: "packing", expected, found: found() });
         }
-        if columns % group != 0 {
+        if !columns.is_multiple_of(group) {
             let (expected, found) = (format!("a multiple of {group}"), columns.to_string());
             return Err(Error::Shape { what: "packed columns", expected, found });
         }
@@ -127,6 +127,15 @@ impl<'a> Packed<'a> {
             Packing::Mxfp8 => task.run::<E4m3>(),
             Packing::Nvfp4 => task.run::<E2m1>(),
         }
+    }
+
+    /// Groups have biases.
+    pub(crate) fn affine(&self) -> bool {
+        matches!(self.packing, Packing::Affine { .. })
+    }
+
+    pub(crate) fn bits(&self) -> usize {
+        self.packing.bits()
     }
 
     pub(crate) fn group(&self) -> usize {
@@ -192,6 +201,8 @@ pub(crate) trait Code {
     const BITS: usize;
     /// A vector of them.
     fn load<S: Simd>(simd: S, from: &[u8]) -> S::V;
+    /// Twice as many in words of two bf16, exactly.
+    fn load_pairs<S: Simd>(simd: S, from: &[u8]) -> S::V;
 }
 
 /// What is compiled for every kind of code.
@@ -200,7 +211,7 @@ pub(crate) trait Decoded {
 }
 
 macro_rules! codes {
-    ($($name:ident $bits:literal $load:ident),*) => {$(
+    ($($name:ident $bits:literal $load:ident $simd:ident $from:ident $pairs:expr),* $(,)?) => {$(
         struct $name;
 
         impl Code for $name {
@@ -210,7 +221,17 @@ macro_rules! codes {
             fn load<S: Simd>(simd: S, from: &[u8]) -> S::V {
                 simd.$load(from)
             }
+
+            #[inline(always)]
+            fn load_pairs<S: Simd>($simd: S, $from: &[u8]) -> S::V {
+                $pairs
+            }
         }
     )*};
 }
-codes!(U4 4 load_u4, U8 8 load_u8, E4m3 8 load_e4m3, E2m1 4 load_e2m1);
+codes!(
+    U4 4 load_u4 simd from simd.load_u4_pairs(from),
+    U8 8 load_u8 simd from simd.join([simd.load_u8(from), simd.load_u8(&from[S::LANES..])]),
+    E4m3 8 load_e4m3 simd from simd.join([simd.load_e4m3(from), simd.load_e4m3(&from[S::LANES..])]),
+    E2m1 4 load_e2m1 simd from simd.join([simd.load_e2m1(from), simd.load_e2m1(&from[S::LANES / 2..])]),
+);

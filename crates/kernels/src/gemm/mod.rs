@@ -90,7 +90,9 @@ fn layer(
 
 fn run<T: Element, O: Element>(values: &[T], x: Matrix<'_>, weight: Weight<'_>, end: End<'_>, out: &mut [O]) {
     let narrow = match weight {
-        Weight::Packed(packed) if x.rows <= few::ROWS => return few::run(values, packed, end, out),
+        Weight::Packed(packed) if few::takes::<T>(x.rows, packed) => {
+            return few::run(values, packed, end, out);
+        }
         Weight::Dense(matrix) if x.rows <= DOT_ROWS => return dot::run(values, matrix, end, out),
         Weight::Packed(_) => true,
         Weight::Dense(matrix) => matches!(matrix.values, Values::Bf16(_)),

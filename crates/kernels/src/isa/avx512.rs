@@ -45,6 +45,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = LANES;
     const ROWS: usize = 12;
     const VECTORS: usize = 2;
+    const JOINS: bool = BF16;
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
@@ -86,14 +87,55 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn store_bf16_twice(self, [first, second]: [__m512; 2], to: &mut [bf16]) {
         if BF16 {
-            unsafe {
-                let narrow = _mm512_cvtne2ps_pbh(second, first);
-                _mm512_storeu_si512(to[..2 * LANES].as_mut_ptr().cast(), std::mem::transmute(narrow));
-            }
+            let pairs = self.join([first, second]);
+            unsafe { _mm512_storeu_ps(to[..2 * LANES].as_mut_ptr().cast(), pairs) };
             return;
         }
         self.store_bf16(first, to);
         self.store_bf16(second, &mut to[LANES..]);
+    }
+
+    #[inline(always)]
+    fn join(self, [first, second]: [__m512; 2]) -> __m512 {
+        unsafe {
+            if BF16 {
+                return std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first));
+            }
+            let mut words = [0.0; LANES];
+            self.store_bf16_twice([first, second], bytemuck::cast_slice_mut(&mut words));
+            _mm512_loadu_ps(words.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    fn load_u4_pairs(self, from: &[u8]) -> __m512 {
+        /// 0 to 15 as bf16; twice, so that the bit above a half byte does not matter.
+        const NUMBERS: [u16; 32] = {
+            let mut numbers = [0; 32];
+            let mut at = 0;
+            while at < 32 {
+                numbers[at] = ((at % 16) as f32).to_bits().wrapping_shr(16) as u16;
+                at += 1;
+            }
+            numbers
+        };
+        const PLACES: [u16; 32] = {
+            let mut places = [0; 32];
+            let mut at = 0;
+            while at < 32 {
+                places[at] = at as u16 / 4;
+                at += 1;
+            }
+            places
+        };
+        unsafe {
+            let load = |from: &[u16; 32]| _mm512_loadu_si512(from.as_ptr().cast());
+            let words = _mm512_castsi128_si512(_mm_loadu_si128(from[..LANES].as_ptr().cast()));
+            let spread = _mm512_permutexvar_epi16(load(&PLACES), words);
+            let shifts = _mm512_set1_epi64(0x000c_0008_0004_0000);
+            let codes = _mm512_srlv_epi16(spread, shifts);
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, load(&NUMBERS)))
+        }
     }
 
     #[inline(always)]

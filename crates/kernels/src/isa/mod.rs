@@ -215,10 +215,24 @@ pub(crate) trait Simd: Copy {
         self.store_bf16(first, to);
         self.store_bf16(second, &mut to[Self::LANES..]);
     }
+    /// Whether [`join`](Self::join) and products of pairs are instructions, and as fast as they look.
+    const JOINS: bool = false;
+    /// Two vectors, one behind the other, rounded as [`store_bf16_twice`](Self::store_bf16_twice) does: words of two bf16.
+    #[inline(always)]
+    fn join(self, vectors: [Self::V; 2]) -> Self::V {
+        let mut words = [0.0; 16];
+        self.store_bf16_twice(vectors, bytemuck::cast_slice_mut(&mut words));
+        self.load(&words)
+    }
     /// Bytes as whole numbers.
     fn load_u8(self, from: &[u8]) -> Self::V;
     /// Half bytes as whole numbers, the lower half first.
     fn load_u4(self, from: &[u8]) -> Self::V;
+    /// The same in words of two bf16: twice as many.
+    #[inline(always)]
+    fn load_u4_pairs(self, from: &[u8]) -> Self::V {
+        self.join([self.load_u4(from), self.load_u4(&from[Self::LANES / 2..])])
+    }
     /// Floats of 8 bits; all ones are 480, as MLX has it.
     fn load_e4m3(self, from: &[u8]) -> Self::V;
     /// Floats of 4 bits, the lower half of a byte first.

@@ -13,7 +13,7 @@ use crate::checkpoint::{Config, Weights};
 use crate::diffusion::patchify::{audio_positions, video_positions};
 use crate::dit::{Conditions, Dit, Input};
 use crate::error::{Error, Result};
-use crate::nn::{self, Bias, Linear};
+use crate::nn::{self, Bias, Linear, Packed, Packing, Weight};
 use crate::noise::Noise;
 use crate::shape::{AudioShape, Modality, VideoShape};
 use crate::text::{Gemma, MAX_TOKENS};
@@ -46,6 +46,14 @@ pub const WORKS: &[Work] = &[
     work("linear-m1024-n4096", "linear layer, 1024 rows, 4096 → 4096", |timer| linear(timer, 1024, 4096)),
     work("linear-m1024-n16384", "linear layer, 1024 rows, 4096 → 16384", |timer| {
         linear(timer, 1024, 16384)
+    }),
+    work("linear-m1-n4096-q8", "linear layer of 8 bits, 1 row, 4096 → 4096", |timer| packed(timer, 1, 8)),
+    work("linear-m1-n4096-q4", "linear layer of 4 bits, 1 row, 4096 → 4096", |timer| packed(timer, 1, 4)),
+    work("linear-m256-n4096-q8", "linear layer of 8 bits, 256 rows, 4096 → 4096", |timer| {
+        packed(timer, 256, 8)
+    }),
+    work("linear-m256-n4096-q4", "linear layer of 4 bits, 256 rows, 4096 → 4096", |timer| {
+        packed(timer, 256, 4)
     }),
     work("attention-1024", "attention, 32 heads of 128, 1024 tokens", |timer| attention(timer, 1024, 128)),
     work("attention-1024-d64", "attention, 32 heads of 64, 1024 tokens", |timer| attention(timer, 1024, 64)),
@@ -85,6 +93,16 @@ fn random(shape: &[i32], dtype: Dtype) -> Result<Array> {
 fn linear(timer: &Timer, rows: i32, outputs: i32) -> Result<Measured> {
     let dtype = timer.settings.dtype;
     let layer = Linear::load(&Weights::random(dtype), HIDDEN, outputs, Bias::Yes)?;
+    let x = random(&[1, rows, HIDDEN], dtype)?;
+    timer.time(dtype, String::new(), || Ok(layer.forward(&x)?.eval()?))
+}
+
+/// A layer 4096 → 4096 without a bias, packed in groups of 64.
+fn packed(timer: &Timer, rows: i32, bits: usize) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let weight = Packed::quantize(&random(&[HIDDEN, HIDDEN], dtype)?, Packing::Affine { bits, group: 64 })?;
+    mlx::eval([&weight.values, &weight.scales].into_iter().chain(&weight.biases))?;
+    let layer = Linear::of(Weight::Packed(weight));
     let x = random(&[1, rows, HIDDEN], dtype)?;
     timer.time(dtype, String::new(), || Ok(layer.forward(&x)?.eval()?))
 }

@@ -156,3 +156,55 @@ pub(super) fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
     let repeat = if gate_tokens == 1 { tokens } else { 1 };
     fits.then_some(((gate_batch * gate_tokens) as usize, repeat as usize))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whole numbers, so that every sum is exact; groups differ in scale and bias.
+    #[test]
+    fn packed_layers_are_those_of_their_values() {
+        let (n, k, group) = (5usize, 192usize, 64usize);
+        for (bits, m) in [(4, 2), (8, 2), (4, 11), (8, 11)] {
+            let code = |at: usize| (at * 7 + at / 13) as u32 % (1 << bits);
+            let in_word = 32 / bits;
+            let word = |word: usize| {
+                (0..in_word).fold(0, |all, at| all | (code(word * in_word + at) << (at * bits)))
+            };
+            let words: Vec<u32> = (0..n * k / in_word).map(word).collect();
+            let scale = |at: usize| [1.0f32, 2.0, -1.0][at / group % 3];
+            let bias = |at: usize| [-8.0f32, 3.0][at / group % 2];
+            let of_groups = |value: &dyn Fn(usize) -> f32| {
+                let values: Vec<f32> = (0..n * k / group).map(|index| value(index * group)).collect();
+                Array::from_slice(&values, &[n as i32, (k / group) as i32])
+            };
+            let x: Vec<f32> = (0..m * k).map(|at| (at % 5) as f32 - 2.0).collect();
+            let onto: Vec<f32> = (0..m * n).map(|at| at as f32).collect();
+            let expected: Vec<f32> = (0..m * n)
+                .map(|at| {
+                    let (row, column) = (at / n * k, at % n * k);
+                    let weight = |i: usize| code(column + i) as f32 * scale(column + i) + bias(column + i);
+                    (0..k).map(|i| x[row + i] * weight(i)).sum::<f32>() + onto[at]
+                })
+                .collect();
+            let values = Array::from_slice(&words, &[n as i32, (k / in_word) as i32]).unwrap();
+            let x = Array::from_slice(&x, &[1, m as i32, k as i32]).unwrap();
+            let onto = Array::from_slice(&onto, &[1, m as i32, n as i32]).unwrap();
+            let packing = Packing::Affine { bits, group };
+            for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+                let scales = of_groups(&scale).unwrap().astype(dtype).unwrap();
+                let biases = of_groups(&bias).unwrap().astype(dtype).unwrap();
+                let layer = |x, scales, biases| {
+                    let onto = Onto { x: &onto, gate: None };
+                    packed_linear(x, &values, scales, biases, packing, None, Activation::None, Some(onto))
+                };
+                let y = layer(&x, &scales, Some(&biases)).unwrap().unwrap();
+                assert_eq!(y.shape(), [1, m as i32, n as i32]);
+                assert_eq!(y.to_vec::<f32>().unwrap(), expected, "{bits} bits, {m} rows, {dtype:?}");
+                assert!(layer(&x, &scales, None).is_none());
+                assert!(layer(&x, &values, Some(&biases)).is_none());
+                assert!(layer(&onto, &scales, Some(&biases)).is_none());
+            }
+        }
+    }
+}
