@@ -42,8 +42,8 @@ struct Source {
     root: String,
     /// Path → index of its file.
     tensors: BTreeMap<String, usize>,
-    /// Whether every tensor that is asked for is there, with random values.
-    random: bool,
+    /// What makes every tensor that is asked for, in the place of files.
+    maker: Option<fn(&[i32]) -> mlx::Result<Array>>,
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -62,7 +62,7 @@ impl Weights {
             .filter_map(|path| Some((place(&path)?, path)))
             .map(|(file, path)| (path, file))
             .collect();
-        let source = Source { files, root: root.into(), tensors, random: false, read: RefCell::default() };
+        let source = Source { files, root: root.into(), tensors, maker: None, read: RefCell::default() };
         Self {
             source: Rc::new(source),
             path: String::new(),
@@ -105,7 +105,16 @@ impl Weights {
     /// Whatever tensors are asked for, in whatever shape, with random values that are bf16 in "the file": for measuring how
     /// fast a network is without its weights. [`Self::has`] and [`Self::shape`] know of none.
     pub(crate) fn random(dtype: Dtype) -> Self {
-        let source = Source { random: true, ..Source::default() };
+        Self::made(dtype, random)
+    }
+
+    /// Whatever tensors are asked for, none of which takes memory before it is used: for the shapes of a network.
+    pub(crate) fn shapes(dtype: Dtype) -> Self {
+        Self::made(dtype, |shape| mlx::zeros(shape, Dtype::Bf16))
+    }
+
+    fn made(dtype: Dtype, maker: fn(&[i32]) -> mlx::Result<Array>) -> Self {
+        let source = Source { maker: Some(maker), ..Source::default() };
         Self {
             source: Rc::new(source),
             path: String::new(),
@@ -161,8 +170,8 @@ impl Weights {
     /// are used.
     pub fn tensor_as_stored(&self, name: &str, shape: &[i32]) -> Result<Array> {
         let path = self.join(name);
-        if self.source.random {
-            return Ok(random(shape)?);
+        if let Some(make) = self.source.maker {
+            return Ok(make(shape)?);
         }
         let Some(&file) = self.source.tensors.get(&path) else {
             return Err(self.error(name, "is missing", "the file is of another generation than its configuration says, or damaged: download it again"));

@@ -160,19 +160,25 @@ pub(super) fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
 }
 
 /// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), added to `onto`, or None where kernels do not
-/// take it. The first spatial axis, if `continued`, has its ends repeated so many times before and after; it has no zeros
-/// then.
+/// take it. Before `x` on the first spatial axis stands `past`, if given; then there are no zeros there, and the axis' last
+/// place is repeated `after` times.
 pub(super) fn conv(
-    x: &Array,
-    weight: &Array,
-    bias: Option<&Array>,
+    (past, x): (Option<&Array>, &Array),
+    (weight, bias): (&Array, Option<&Array>),
     settings: &mlx::Conv,
-    continued: Option<[i32; 2]>,
+    after: i32,
     onto: Option<&Array>,
 ) -> Option<mlx::Result<Array>> {
-    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).chain(onto).collect();
-    let rank = x.rank();
+    let inputs: Vec<&Array> = [x, weight].into_iter().chain(past).chain(bias).chain(onto).collect();
+    let (rank, dtype) = (x.rank(), promoted(inputs.iter().copied()));
     if !takes(inputs.iter().copied()) || !(3..=5).contains(&rank) || weight.rank() != rank {
+        return None;
+    }
+    let follows = |past: &Array| {
+        let alike = |axis: i32| past.dim(axis) == x.dim(axis);
+        rank == 5 && past.rank() == 5 && [0, 2, 3, 4].into_iter().all(alike) && past.dtype() == x.dtype()
+    };
+    if past.is_some_and(|past| !follows(past) || x.dtype() != dtype) {
         return None;
     }
     let channels = x.dim(-1);
@@ -198,13 +204,13 @@ pub(super) fn conv(
         })
     });
     let mut axes = axes.collect::<Option<Vec<Axis>>>()?;
-    if let (Some([before, after]), Some(axis)) = (continued, axes.first_mut()) {
-        *axis = Axis { before: before as isize, after: after as isize, padding: Padding::Edge, ..*axis };
+    if let (Some(past), Some(axis)) = (past, axes.first_mut()) {
+        let size = axis.size + past.dim(1) as usize;
+        *axis = Axis { size, before: 0, after: after as isize, padding: Padding::Edge, ..*axis };
     }
     if !fits || axes.iter().any(|axis| axis.outputs() == 0) {
         return None;
     }
-    let dtype = promoted(inputs.iter().copied());
     let mut shape = vec![x.dim(0)];
     shape.extend(axes.iter().map(|axis| axis.outputs() as i32));
     shape.push(weight.dim(0));
@@ -218,15 +224,15 @@ pub(super) fn conv(
     if onto.is_some_and(|onto| onto.shape() != shape) {
         return None;
     }
-    let biased = bias.is_some();
+    let (continued, biased) = (past.is_some(), bias.is_some());
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
-        let (bias, onto) = inputs[2..].split_at(usize::from(biased));
-        let bias = bias.first().map(values).transpose()?;
-        let onto = onto.first().map(values).transpose()?;
+        let (past, rest) = inputs[2..].split_at(usize::from(continued));
+        let (bias, onto) = rest.split_at(usize::from(biased));
+        let [past, bias, onto] = [past, bias, onto].map(|one| one.first().map(values).transpose());
         let (x, weight) = (values(&inputs[0])?, values(&inputs[1])?);
-        let residual = onto.map(|values| Residual { values, gate: None });
-        let epilogue = Epilogue { bias, residual, ..Epilogue::default() };
-        kernels::conv(x, weight, &sizes, &epilogue, values_mut(output, dtype)?).map_err(text)
+        let residual = onto?.map(|values| Residual { values, gate: None });
+        let epilogue = Epilogue { bias: bias?, residual, ..Epilogue::default() };
+        kernels::conv(x, past?, weight, &sizes, &epilogue, values_mut(output, dtype)?).map_err(text)
     }))
 }
 

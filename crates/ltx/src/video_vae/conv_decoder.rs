@@ -1,17 +1,19 @@
 //! Normalized video latents → pixels, with convolutions.
 
+use std::collections::VecDeque;
+
 use mlx::{Array, Dtype};
 
 use super::config::{self, Blocks};
 use super::conv::{CausalConv, Padding};
 use super::layer::{Layer, Place};
 use super::resample::unpatchify;
-use super::resnet::{self, Pass, pixel_norm};
-use super::tiling::Plan;
-use super::{Noise, Scale, Statistics, Tiling, channels_first, channels_last};
+use super::resnet;
+use super::stream::{Network, PIECE, Stream};
+use super::tiling::{Decode, Plan};
+use super::{Noise, Scale, Statistics, Tiling, channels_last};
 use crate::checkpoint::{Config, Weights};
 use crate::error::{Error, Result};
-use crate::nn;
 use crate::trace::Trace;
 
 /// Share of noise in the latents that a conditioned decoder is given, and the timestep it is told.
@@ -138,6 +140,49 @@ impl ConvDecoder {
     /// height · scale, width · scale, rgb), about [-1, 1], in f32. A decoder conditioned on a timestep draws the latent's
     /// noise first; blocks that inject noise draw one (height, width) map per convolution.
     pub fn forward(&self, latent: &Array, noise: &mut Noise, trace: &mut Trace) -> Result<Array> {
+        let mut passage = self.enter(latent, noise)?;
+        let frames = latent.dim(2);
+        let pieces = self.frames(&mut passage, frames, noise, trace)?;
+        Ok(mlx::concatenate(&pieces.iter().collect::<Vec<_>>(), 1)?)
+    }
+
+    /// The frames of one normalized latent (1, channels, frames, height, width), in order and piece by piece: chunks
+    /// (frames, height, width, rgb) as [`Self::forward`] gives them, each computed when it is asked for. How much memory that
+    /// takes does not depend on the number of frames, as long as a tile is as high and wide as the video.
+    pub fn decode<'a>(
+        self,
+        latent: &Array,
+        tiling: &Tiling,
+        noise: impl FnMut(&[i32]) -> Result<Array> + 'a,
+    ) -> Result<impl Iterator<Item = Result<Array>> + 'a> {
+        self.check(latent)?;
+        let plan = Plan::new(latent, tiling, self.scale)?;
+        Ok(plan.decode(Noisy { decoder: self, noise }))
+    }
+
+    /// About how many bytes [`Self::decode`] of a latent (frames, height, width) takes at most, beside the weights and the latent;
+    /// rather more than less.
+    pub fn bytes(&self, tiling: &Tiling, latent: [usize; 3]) -> Result<usize> {
+        let sizes = tiling.largest(latent, self.scale)?;
+        let [frames, height, width] = sizes.tile;
+        let Scale { frames: t, pixels: p } = self.scale;
+        let (t, p, value) = (t as usize, p as usize, self.dtype.size());
+        // The latent in f32, as it comes and on its way to the decoder's own, and that.
+        let latent = frames * height * width * self.latent as usize;
+        let at_once = (self.at_once(height as i32, width as i32) as usize).min(frames);
+        let amount = self.network().amount(at_once, height, width);
+        let colours = |frames: usize, height: usize, width: usize| frames * t * height * p * width * p * 3;
+        // What a piece lets out, in the network's type, and then in f32 with a copy of it.
+        let pixels = colours(at_once, height, width);
+        let stream = latent * (8 + value) + (amount.kept + amount.working) * value + pixels * (value + 4);
+        let whole = |copies: usize| copies * 4 * colours(frames, sizes.video[1], sizes.video[2]);
+        Ok(stream
+            + 4 * colours(sizes.shared, sizes.video[1], sizes.video[2]) * 2
+            + if sizes.spatial { whole(3) } else { 0 })
+    }
+
+    /// A latent as the first layer takes it.
+    fn enter(&self, latent: &Array, noise: &mut Noise) -> Result<Passage> {
         self.check(latent)?;
         let mut latent = latent.astype(Dtype::F32)?;
         if self.last.is_some() {
@@ -145,36 +190,50 @@ impl ConvDecoder {
             latent = latent.multiply(1.0 - NOISE)?.add(drawn.multiply(NOISE)?)?;
         }
         let latent = self.statistics.un_normalize(&latent)?.astype(self.dtype)?;
-        let mut x = self.conv_in.forward(&channels_last(&latent)?, self.causal)?;
-        let mut pass = Pass { causal: self.causal, noise };
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &mut pass)?;
-            trace.record(|| format!("up_block.{index}"), || channels_first(&x))?;
-        }
-        x = pixel_norm(&x)?;
-        if let Some([shift, scale]) = &self.last {
-            x = resnet::modulate(&x, shift, scale)?;
-        }
-        let x = self.conv_out.forward(&nn::silu(&x)?, self.causal)?;
-        let pixels = unpatchify(&x, self.patch)?.astype(Dtype::F32)?;
-        pixels.eval()?;
-        Ok(pixels)
+        let latent = channels_last(&latent)?.contiguous()?;
+        latent.eval()?;
+        Ok(Passage { latent, next: 0, stream: Stream::default(), ready: VecDeque::new() })
     }
 
-    /// The frames of one normalized latent (1, channels, frames, height, width), in order and piece by piece: chunks
-    /// (frames, height, width, rgb) as [`Self::forward`] gives them, each computed when it is asked for.
-    pub fn decode<'a>(
-        self,
-        latent: &Array,
-        tiling: &Tiling,
-        mut noise: impl FnMut(&[i32]) -> Result<Array> + 'a,
-    ) -> Result<impl ExactSizeIterator<Item = Result<Array>> + 'a> {
-        self.check(latent)?;
-        let plan = Plan::new(latent, tiling, self.scale)?;
-        Ok(plan.decode(move |tile| {
-            let pixels = self.forward(tile, &mut noise, &mut Trace::off())?; // (1, frames, height, width, rgb)
-            Ok(pixels.squeeze(&[0])?)
-        }))
+    /// What the next `count` latent frames let out, in pieces: each (batch, frames, height, width, rgb).
+    fn frames(
+        &self,
+        passage: &mut Passage,
+        count: i32,
+        noise: &mut Noise,
+        trace: &mut Trace,
+    ) -> Result<Vec<Array>> {
+        let (start, all) = (passage.next, passage.latent.dim(1));
+        passage.next = all.min(start.saturating_add(count));
+        let x = passage.latent.slice(1, start..passage.next)?;
+        let pieces = self.network().step(&mut passage.stream, &x, passage.next == all, noise, trace)?;
+        let pixels = pieces.into_iter().map(|piece| {
+            let pixels = unpatchify(&piece, self.patch)?.astype(Dtype::F32)?;
+            pixels.eval()?;
+            Ok(pixels)
+        });
+        pixels.collect()
+    }
+
+    fn network(&self) -> Network<'_> {
+        Network {
+            first: &self.conv_in,
+            layers: &self.layers,
+            modulation: self.last.as_ref(),
+            last: &self.conv_out,
+            causal: self.causal,
+        }
+    }
+
+    /// How many latent frames (height, width) are best decoded together.
+    fn at_once(&self, height: i32, width: i32) -> i32 {
+        if !self.network().streams() {
+            return i32::MAX;
+        }
+        let Scale { frames, pixels } = self.scale;
+        let rgb =
+            [frames, pixels, pixels, height, width, 3].map(|size| size as usize).iter().product::<usize>();
+        i32::try_from(PIECE / rgb.max(1)).unwrap_or(i32::MAX).max(1)
     }
 
     fn check(&self, latent: &Array) -> Result<()> {
@@ -189,5 +248,37 @@ impl ConvDecoder {
                 format!("give (batch, {}, frames, height, width)", self.latent),
             )),
         }
+    }
+}
+
+/// A latent on its way through the decoder.
+struct Passage {
+    latent: Array, // (batch, frames, height, width, channels)
+    /// The first latent frame that has not gone in.
+    next: i32,
+    stream: Stream,
+    /// (batch, frames, height, width, rgb)
+    ready: VecDeque<Array>,
+}
+
+/// The decoder with what it draws its noise from.
+struct Noisy<N> {
+    decoder: ConvDecoder,
+    noise: N,
+}
+
+impl<N: FnMut(&[i32]) -> Result<Array>> Decode for Noisy<N> {
+    type Tile = Passage;
+
+    fn enter(&mut self, latent: &Array) -> Result<Passage> {
+        self.decoder.enter(latent, &mut self.noise)
+    }
+
+    fn next(&mut self, tile: &mut Passage) -> Result<Option<Array>> {
+        while tile.ready.is_empty() && tile.next < tile.latent.dim(1) {
+            let count = self.decoder.at_once(tile.latent.dim(2), tile.latent.dim(3));
+            tile.ready = self.decoder.frames(tile, count, &mut self.noise, &mut Trace::off())?.into();
+        }
+        Ok(tile.ready.pop_front().map(|pixels| pixels.squeeze(&[0])).transpose()?)
     }
 }

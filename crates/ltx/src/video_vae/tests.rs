@@ -45,10 +45,7 @@ fn whole(decoder: &ConvDecoder, latent: &Array) -> Array {
 
 fn chunks(decoder: &ConvDecoder, latent: &Array, tiling: Tiling) -> Vec<Array> {
     let chunks = decoder.clone().decode(latent, &tiling, silent).unwrap();
-    let count = chunks.len();
-    let chunks: Vec<Array> = chunks.map(Result::unwrap).collect();
-    assert_eq!(chunks.len(), count);
-    chunks
+    chunks.map(Result::unwrap).collect()
 }
 
 fn largest_difference(a: &Array, b: &Array) -> f32 {
