@@ -18,7 +18,7 @@ mod pool;
 mod snake;
 mod values;
 
-pub use attention::{AttentionShape, Mask, attention};
+pub use attention::{Added, AttentionShape, Mask, attention};
 pub use conv::{Axis, ConvShape, Padding, conv};
 pub use elementwise::{activate, gate_heads};
 pub use gemm::{Epilogue, PerRow, Residual, linear};

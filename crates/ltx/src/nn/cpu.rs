@@ -6,13 +6,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kernels::{
-    Activation, AttentionShape, Axis, ConvShape, Epilogue, Isa, Mask, Matrix, Padding, PerRow, Residual,
-    Values, ValuesMut,
+    Activation, Added, AttentionShape, Axis, ConvShape, Epilogue, Isa, Mask, Matrix, Padding, PerRow,
+    Residual, Values, ValuesMut,
 };
 use mlx::device::Device;
 use mlx::{Array, Dtype, Input, Output};
 
-use super::Onto;
+use super::{Onto, Sees};
 use crate::error::{Error, Result};
 
 static OFF: AtomicBool = AtomicBool::new(false);
@@ -237,11 +237,7 @@ pub(super) fn conv(
 }
 
 /// softmax(q · kᵀ · scale + mask) · v on (batch, tokens, heads, head_dim), or None where kernels do not take it.
-pub(super) fn attention(
-    [q, k, v]: [&Array; 3],
-    scale: f32,
-    mask: Option<&Array>,
-) -> Option<mlx::Result<Array>> {
+pub(super) fn attention([q, k, v]: [&Array; 3], scale: f32, sees: Sees) -> Option<mlx::Result<Array>> {
     let ([batch, queries, heads, head_dim], [_, keys, key_heads, _], [.., value_dim]) =
         (sizes::<4>(q)?, sizes::<4>(k)?, sizes::<4>(v)?);
     let dtype = q.dtype();
@@ -254,12 +250,14 @@ pub(super) fn attention(
     if !fits || !takes([q, k, v]) {
         return None;
     }
-    let mask = match mask.map(|mask| scores(mask, [batch, heads, queries, keys])) {
-        Some(None) => return None,
-        Some(Some(Err(error))) => return Some(Err(error)),
-        Some(Some(Ok(mask))) => Some(mask),
-        None => None,
+    let mask = match sees {
+        Sees::Masked(mask) => match scores(mask, [batch, heads, queries, keys])? {
+            Ok(mask) => Some(mask),
+            Err(error) => return Some(Err(error)),
+        },
+        _ => None,
     };
+    let window = if let Sees::Past(window) = sees { Some(window) } else { None };
     let mask_sizes = mask.as_ref().and_then(sizes::<4>);
     let inputs: Vec<&Array> = [q, k, v].into_iter().chain(&mask).collect();
     let sizes = AttentionShape { batch, heads, key_heads, queries, keys, head_dim, value_dim };
@@ -267,9 +265,9 @@ pub(super) fn attention(
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
         let mask = match (inputs.get(3), mask_sizes) {
             (Some(mask), Some([batch, heads, queries, _])) => {
-                Some(Mask { values: values(mask)?, batch, heads, queries })
+                Some(Mask::Added(Added { values: values(mask)?, batch, heads, queries }))
             }
-            _ => None,
+            _ => window.map(|window| Mask::Past { window }),
         };
         let inputs = [values(&inputs[0])?, values(&inputs[1])?, values(&inputs[2])?];
         kernels::attention(inputs, &sizes, scale, mask, values_mut(output, dtype)?).map_err(text)

@@ -1,12 +1,11 @@
 //! Normalized video latents → pixels, with convolutions.
 
-use std::collections::VecDeque;
-
 use mlx::{Array, Dtype};
 
 use super::config::{self, Blocks};
 use super::conv::{CausalConv, Padding};
 use super::layer::{Layer, Place};
+use super::memory::Amount;
 use super::resample::unpatchify;
 use super::resnet;
 use super::stream::{Network, PIECE, Stream};
@@ -34,6 +33,8 @@ pub struct ConvDecoder {
     latent: i32,
     scale: Scale,
     dtype: Dtype,
+    /// Values that a layer makes at a time, about.
+    pub(super) piece: usize,
 }
 
 impl ConvDecoder {
@@ -109,6 +110,7 @@ impl ConvDecoder {
             latent,
             scale: blocks.scale(patch)?,
             dtype: weights.dtype(),
+            piece: PIECE,
         })
     }
 
@@ -141,8 +143,10 @@ impl ConvDecoder {
     /// noise first; blocks that inject noise draw one (height, width) map per convolution.
     pub fn forward(&self, latent: &Array, noise: &mut Noise, trace: &mut Trace) -> Result<Array> {
         let mut passage = self.enter(latent, noise)?;
-        let frames = latent.dim(2);
-        let pieces = self.frames(&mut passage, frames, noise, trace)?;
+        let mut pieces = Vec::new();
+        while let Some(piece) = self.frames(&mut passage, i32::MAX, noise, trace)? {
+            pieces.push(piece);
+        }
         Ok(mlx::concatenate(&pieces.iter().collect::<Vec<_>>(), 1)?)
     }
 
@@ -168,17 +172,16 @@ impl ConvDecoder {
         let Scale { frames: t, pixels: p } = self.scale;
         let (t, p, value) = (t as usize, p as usize, self.dtype.size());
         // The latent in f32, as it comes and on its way to the decoder's own, and that.
-        let latent = frames * height * width * self.latent as usize;
-        let at_once = (self.at_once(height as i32, width as i32) as usize).min(frames);
-        let amount = self.network().amount(at_once, height, width);
-        let colours = |frames: usize, height: usize, width: usize| frames * t * height * p * width * p * 3;
-        // What a piece lets out, in the network's type, and then in f32 with a copy of it.
-        let pixels = colours(at_once, height, width);
-        let stream = latent * (8 + value) + (amount.kept + amount.working) * value + pixels * (value + 4);
-        let whole = |copies: usize| copies * 4 * colours(frames, sizes.video[1], sizes.video[2]);
-        Ok(stream
-            + 4 * colours(sizes.shared, sizes.video[1], sizes.video[2]) * 2
-            + if sizes.spatial { whole(3) } else { 0 })
+        let latent = frames * height * width * self.latent as usize * (8 + value);
+        let at_once = (self.network().at_once(height as i32, width as i32) as usize).min(frames);
+        let Amount { kept, working, out } = self.network().amount(at_once, height, width);
+        // A piece of pixels in the network's type, its order changed, in f32, and what is blended of it.
+        let stream = latent + kept * value + (working * value).max(out * (2 * value + 12));
+        let [_, height, width] = sizes.video;
+        let frame = height * p * width * p * 3 * 4;
+        let blended = 2 * sizes.shared * t * frame;
+        let together = if sizes.spatial { 3 * frames * t * frame } else { 0 };
+        Ok(stream + blended + together)
     }
 
     /// A latent as the first layer takes it.
@@ -192,27 +195,32 @@ impl ConvDecoder {
         let latent = self.statistics.un_normalize(&latent)?.astype(self.dtype)?;
         let latent = channels_last(&latent)?.contiguous()?;
         latent.eval()?;
-        Ok(Passage { latent, next: 0, stream: Stream::default(), ready: VecDeque::new() })
+        Ok(Passage { latent, next: 0, stream: Stream::default() })
     }
 
-    /// What the next `count` latent frames let out, in pieces: each (batch, frames, height, width, rgb).
+    /// The next frames (batch, frames, height, width, rgb), for which `count` latent frames go in at a time; in the end none.
     fn frames(
         &self,
         passage: &mut Passage,
         count: i32,
         noise: &mut Noise,
         trace: &mut Trace,
-    ) -> Result<Vec<Array>> {
-        let (start, all) = (passage.next, passage.latent.dim(1));
-        passage.next = all.min(start.saturating_add(count));
-        let x = passage.latent.slice(1, start..passage.next)?;
-        let pieces = self.network().step(&mut passage.stream, &x, passage.next == all, noise, trace)?;
-        let pixels = pieces.into_iter().map(|piece| {
-            let pixels = unpatchify(&piece, self.patch)?.astype(Dtype::F32)?;
-            pixels.eval()?;
-            Ok(pixels)
-        });
-        pixels.collect()
+    ) -> Result<Option<Array>> {
+        let (network, all) = (self.network(), passage.latent.dim(1));
+        loop {
+            if let Some(piece) = network.next(&mut passage.stream, noise, trace)? {
+                let pixels = unpatchify(&piece, self.patch)?.astype(Dtype::F32)?;
+                pixels.eval()?;
+                return Ok(Some(pixels));
+            }
+            let start = passage.next;
+            if start == all {
+                return Ok(None);
+            }
+            passage.next = all.min(start.saturating_add(count));
+            let x = passage.latent.slice(1, start..passage.next)?;
+            network.give(&mut passage.stream, &x, passage.next == all)?;
+        }
     }
 
     fn network(&self) -> Network<'_> {
@@ -222,18 +230,8 @@ impl ConvDecoder {
             modulation: self.last.as_ref(),
             last: &self.conv_out,
             causal: self.causal,
+            piece: self.piece,
         }
-    }
-
-    /// How many latent frames (height, width) are best decoded together.
-    fn at_once(&self, height: i32, width: i32) -> i32 {
-        if !self.network().streams() {
-            return i32::MAX;
-        }
-        let Scale { frames, pixels } = self.scale;
-        let rgb =
-            [frames, pixels, pixels, height, width, 3].map(|size| size as usize).iter().product::<usize>();
-        i32::try_from(PIECE / rgb.max(1)).unwrap_or(i32::MAX).max(1)
     }
 
     fn check(&self, latent: &Array) -> Result<()> {
@@ -257,8 +255,6 @@ struct Passage {
     /// The first latent frame that has not gone in.
     next: i32,
     stream: Stream,
-    /// (batch, frames, height, width, rgb)
-    ready: VecDeque<Array>,
 }
 
 /// The decoder with what it draws its noise from.
@@ -275,10 +271,8 @@ impl<N: FnMut(&[i32]) -> Result<Array>> Decode for Noisy<N> {
     }
 
     fn next(&mut self, tile: &mut Passage) -> Result<Option<Array>> {
-        while tile.ready.is_empty() && tile.next < tile.latent.dim(1) {
-            let count = self.decoder.at_once(tile.latent.dim(2), tile.latent.dim(3));
-            tile.ready = self.decoder.frames(tile, count, &mut self.noise, &mut Trace::off())?.into();
-        }
-        Ok(tile.ready.pop_front().map(|pixels| pixels.squeeze(&[0])).transpose()?)
+        let count = self.decoder.network().at_once(tile.latent.dim(2), tile.latent.dim(3));
+        let pixels = self.decoder.frames(tile, count, &mut self.noise, &mut Trace::off())?;
+        Ok(pixels.map(|pixels| pixels.squeeze(&[0])).transpose()?)
     }
 }

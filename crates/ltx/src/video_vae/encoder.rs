@@ -24,6 +24,8 @@ pub struct Encoder {
     latent: i32,
     scale: Scale,
     dtype: Dtype,
+    /// Values that a layer makes at a time, about.
+    pub(super) piece: usize,
 }
 
 impl Encoder {
@@ -85,6 +87,7 @@ impl Encoder {
             latent,
             scale: blocks.scale(patch)?,
             dtype: weights.dtype(),
+            piece: PIECE,
         })
     }
 
@@ -116,21 +119,18 @@ impl Encoder {
             let all = parts.by_ref().collect::<Result<Vec<_>>>()?;
             whole = Some(mlx::concatenate(&all.iter().collect::<Vec<_>>(), 1)?);
         }
+        let mut noiseless = |_: &[i32]| Err(Error::request("an encoder injects noise", ""));
         let (mut stream, mut means) = (Stream::default(), Vec::new());
         for part in whole.into_iter().map(Ok).chain(parts) {
             let part = part?;
             self.check(&part)?;
-            let frame = (part.dim(2) / self.patch * (part.dim(3) / self.patch)) as usize;
-            let values = frame * self.conv_in.outputs().max(1) as usize;
-            let at_once = if network.streams() { PIECE / values.max(1) } else { usize::MAX };
-            let at_once = i32::try_from(at_once).unwrap_or(i32::MAX).clamp(1, part.dim(1));
+            let at_once =
+                network.at_once(part.dim(2) / self.patch, part.dim(3) / self.patch).min(part.dim(1));
             for start in (0..part.dim(1)).step_by(at_once as usize) {
                 let pixels = part.slice(1, start..part.dim(1).min(start.saturating_add(at_once)))?;
-                let x = patchify(&pixels.astype(self.dtype)?, self.patch)?;
-                let mut noiseless = |_: &[i32]| Err(Error::request("an encoder injects noise", ""));
                 // There is always a frame that may come: what looks back only need not know the last.
-                let pieces = network.step(&mut stream, &x, false, &mut noiseless, &mut Trace::off())?;
-                for piece in pieces {
+                network.give(&mut stream, &patchify(&pixels.astype(self.dtype)?, self.patch)?, false)?;
+                while let Some(piece) = network.next(&mut stream, &mut noiseless, &mut Trace::off())? {
                     let piece = piece.slice(4, 0..self.latent)?.contiguous()?;
                     piece.eval()?;
                     means.push(piece);
@@ -153,6 +153,7 @@ impl Encoder {
             modulation: None,
             last: &self.conv_out,
             causal: true,
+            piece: self.piece,
         }
     }
 

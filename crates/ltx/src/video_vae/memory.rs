@@ -4,7 +4,7 @@
 use super::conv::CausalConv;
 use super::layer::Layer;
 use super::resnet::ResnetBlock;
-use super::stream::{Network, PIECE};
+use super::stream::Network;
 
 /// Values of the network's type.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,6 +13,8 @@ pub(super) struct Amount {
     pub kept: usize,
     /// The most that is there while a piece is computed.
     pub working: usize,
+    /// The largest piece that comes out.
+    pub out: usize,
 }
 
 /// Frames on their way through a network.
@@ -26,6 +28,7 @@ struct Walk {
     /// Frames that a result lies behind.
     delay: usize,
     streams: bool,
+    most: usize,
     amount: Amount,
 }
 
@@ -40,6 +43,7 @@ impl Network<'_> {
             held: 0,
             delay: usize::from(!self.causal),
             streams: self.streams(),
+            most: self.piece,
             amount: Amount::default(),
         };
         walk.convolve(self.first, 1);
@@ -49,7 +53,7 @@ impl Network<'_> {
         }
         walk.split(walk.frame());
         walk.convolve(self.last, 2);
-        walk.amount
+        Amount { out: walk.piece(), ..walk.amount }
     }
 }
 
@@ -66,7 +70,7 @@ impl Walk {
 
     /// Goes on with a part of the piece where a layer makes `values` of a frame.
     fn split(&mut self, values: usize) {
-        let at_once = (PIECE / values.max(1)).clamp(1, self.frames);
+        let at_once = (self.most / values.max(1)).clamp(1, self.frames);
         if self.streams && at_once < self.frames {
             self.held += self.piece();
             self.frames = at_once;

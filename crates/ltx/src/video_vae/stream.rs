@@ -23,13 +23,28 @@ pub(super) struct Network<'a> {
     pub modulation: Option<&'a [Array; 2]>,
     pub last: &'a CausalConv,
     pub causal: bool,
+    /// Values that a layer makes at a time, about.
+    pub piece: usize,
 }
 
-/// What a network remembers of a video's frames before.
+/// A video on its way through a network: what is remembered of the frames before, and what has not come through yet.
 #[derive(Default)]
 pub(super) struct Stream {
     ends: [Past; 2],
     layers: Vec<Vec<Memory>>,
+    /// What waits, each nearer to the end than the one before it: the last is to go on first.
+    waiting: Vec<Wave>,
+}
+
+/// Frames before a layer.
+struct Wave {
+    /// The layer; beyond the last layer, the last convolution.
+    index: usize,
+    frames: Array, // (batch, frames, height, width, channels)
+    /// The first of them that has not gone on.
+    next: i32,
+    /// No others come after them.
+    last: bool,
 }
 
 impl Network<'_> {
@@ -38,83 +53,66 @@ impl Network<'_> {
         !self.layers.iter().any(Layer::sees_everything)
     }
 
-    /// The next frames `x` (batch, frames, height, width, in) → pieces of what can be computed now, in order: each (batch,
-    /// frames', height', width', out).
-    pub fn step(
-        &self,
-        stream: &mut Stream,
-        x: &Array,
-        last: bool,
-        noise: &mut Noise,
-        trace: &mut Trace,
-    ) -> Result<Vec<Array>> {
+    /// How many frames (height, width) are best given at a time.
+    pub fn at_once(&self, height: i32, width: i32) -> i32 {
+        let frame = [height, width, self.first.outputs()].map(|size| size as usize).iter().product::<usize>();
+        let most = if self.streams() { self.piece / frame.max(1) } else { usize::MAX };
+        i32::try_from(most).unwrap_or(i32::MAX).max(1)
+    }
+
+    /// Takes the video's next frames (batch, frames, height, width, in). What was given before has come through.
+    pub fn give(&self, stream: &mut Stream, x: &Array, last: bool) -> Result<()> {
         if stream.layers.is_empty() {
             stream.layers = self.layers.iter().map(Layer::memories).collect();
         }
-        let Stream { ends: [first, end], layers } = stream;
-        let sight = Sight { causal: self.causal, last };
-        let mut pieces = Vec::new();
-        let x = self.first.step(x, first, sight)?;
-        mlx::eval(x.iter().chain(first.iter()))?;
-        if let Some(x) = x {
-            // What a trace records is whole.
-            let most = if self.streams() && !trace.is_on() { PIECE } else { usize::MAX };
-            let mut pass = Pass { sight, noise };
-            let mut run = Run { network: self, end, most, trace, pieces: &mut pieces };
-            run.through(0, x, layers, &mut pass)?;
-        }
-        Ok(pieces)
+        let first = &mut stream.ends[0];
+        let frames = self.first.step(x, first, Sight { causal: self.causal, last })?;
+        mlx::eval(frames.iter().chain(first.iter()))?;
+        stream.waiting.extend(frames.map(|frames| Wave { index: 0, frames, next: 0, last }));
+        Ok(())
     }
-}
 
-struct Run<'a, 'n> {
-    network: &'a Network<'n>,
-    end: &'a mut Past,
-    most: usize,
-    trace: &'a mut Trace,
-    pieces: &'a mut Vec<Array>,
-}
-
-impl Run<'_, '_> {
-    /// Lets `x` through layer `index` and those after it, in pieces whose way ends before the next one's begins.
-    fn through(
-        &mut self,
-        index: usize,
-        x: Array,
-        memories: &mut [Vec<Memory>],
-        pass: &mut Pass,
-    ) -> Result<()> {
-        let layer = self.network.layers.get(index);
-        let (frames, channels) = (x.dim(1), x.dim(4));
-        let frame = x.size() / frames.max(1) as usize;
-        let values = layer.map_or(frame, |layer| layer.values(frame, channels));
-        let at_once = i32::try_from(self.most / values.max(1)).unwrap_or(i32::MAX).clamp(1, frames);
-        let (mut rest, last) = (Some(x), pass.sight.last);
-        for start in (0..frames).step_by(at_once as usize) {
-            let end = frames.min(start.saturating_add(at_once));
-            pass.sight.last = last && end == frames;
-            // Nobody holds what was given while its last piece is on its way.
-            let whole = if end == frames { rest.take() } else { rest.clone() };
-            let Some(whole) = whole else { break };
-            let piece = if at_once == frames { whole } else { whole.slice(1, start..end)? };
-            match (layer, memories.split_first_mut()) {
-                (Some(layer), Some((memory, others))) => {
-                    let Some(y) = layer.step(piece, memory, pass)? else { continue };
-                    self.trace.record(|| format!("up_block.{index}"), || super::channels_first(&y))?;
-                    self.through(index + 1, y, others, pass)?;
+    /// The next frames that come through (batch, frames, height, width, out); none when more have to be given.
+    pub fn next(&self, stream: &mut Stream, noise: &mut Noise, trace: &mut Trace) -> Result<Option<Array>> {
+        // What a trace records is whole.
+        let most = if self.streams() && !trace.is_on() { self.piece } else { usize::MAX };
+        while let Some(wave) = stream.waiting.last_mut() {
+            let layer = self.layers.get(wave.index);
+            let (frames, channels) = (wave.frames.dim(1), wave.frames.dim(4));
+            let frame = wave.frames.size() / frames.max(1) as usize;
+            let values = layer.map_or(frame, |layer| layer.values(frame, channels));
+            let at_once = i32::try_from(most / values.max(1)).unwrap_or(i32::MAX).clamp(1, frames);
+            let end = frames.min(wave.next.saturating_add(at_once));
+            let piece =
+                if at_once == frames { wave.frames.clone() } else { wave.frames.slice(1, wave.next..end)? };
+            let (index, last) = (wave.index, wave.last && end == frames);
+            wave.next = end;
+            if end == frames {
+                // Nobody holds what was given while its last piece is on its way.
+                stream.waiting.pop();
+            }
+            let sight = Sight { causal: self.causal, last };
+            match (layer, stream.layers.get_mut(index)) {
+                (Some(layer), Some(memory)) => {
+                    let y = layer.step(piece, memory, &mut Pass { sight, noise })?;
+                    let Some(frames) = y else { continue };
+                    trace.record(|| format!("up_block.{index}"), || super::channels_first(&frames))?;
+                    stream.waiting.push(Wave { index: index + 1, frames, next: 0, last });
                 }
                 _ => {
                     let mut y = pixel_norm(&piece)?;
-                    if let Some([shift, scale]) = self.network.modulation {
+                    if let Some([shift, scale]) = self.modulation {
                         y = modulate(&y, shift, scale)?;
                     }
-                    let y = self.network.last.step(&nn::silu(&y)?, self.end, pass.sight)?;
-                    mlx::eval(y.iter().chain(self.end.iter()))?;
-                    self.pieces.extend(y);
+                    let end = &mut stream.ends[1];
+                    let y = self.last.step(&nn::silu(&y)?, end, sight)?;
+                    mlx::eval(y.iter().chain(end.iter()))?;
+                    if y.is_some() {
+                        return Ok(y);
+                    }
                 }
             }
         }
-        pass.sight.last = last;
-        Ok(())
+        Ok(None)
     }
 }

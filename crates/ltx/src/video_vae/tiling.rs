@@ -1,5 +1,5 @@
-//! Decoding a latent in overlapping tiles that are blended with linear ramps, so that a long or large clip never sits in
-//! memory whole.
+//! Decoding a latent in overlapping tiles that are blended with linear ramps, for pictures so large that what a decoder
+//! remembers of a few frames does not fit into memory. Length alone needs no tiles: a [`stream`](super::stream) is exact.
 //!
 //! Tiles, overlaps and ramps are those of the official code. Its weights are separable, so the division by their sum is
 //! done here once, on each axis' ramps.
@@ -12,7 +12,8 @@ use super::{ConvDecoder, Scale};
 use crate::checkpoint::{Config, Weights};
 use crate::error::{Error, Result};
 
-/// Sizes and overlaps of tiles in pixels and frames; an axis without is decoded whole.
+/// Sizes and overlaps of tiles in pixels and frames; an axis without is decoded whole. Where there are several tiles across a
+/// picture, all frames of a temporal tile are in memory at once: then it should have a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// Height and width of a tile, and how much neighbours share, in pixels.
@@ -22,12 +23,17 @@ pub struct Tiling {
 }
 
 impl Tiling {
-    /// Everything in one piece.
+    /// The whole picture and the whole clip: the exact result, some frames at a time, in memory that does not grow with the
+    /// clip's length, and without computing anything twice.
     pub const OFF: Self = Self { spatial: None, temporal: None };
 
-    /// The official default, which clips smaller than a tile do not notice.
+    /// What the official code does by default. Pictures and clips smaller than a tile do not notice; in others frames near the
+    /// seams are blended from two tiles, neither of which sees beyond.
+    pub const OFFICIAL: Self = Self { spatial: Some((768, 64)), temporal: Some((80, 24)) };
+
+    /// What to use where nobody says otherwise.
     pub const fn auto() -> Self {
-        Self { spatial: Some((768, 64)), temporal: Some((80, 24)) }
+        Self::OFF
     }
 
     /// Tiles of (height and width, what neighbours share) pixels.

@@ -5,7 +5,7 @@ use mlx::{Array, Dtype};
 
 use super::channels_first;
 use super::filter::Upsample;
-use super::generator::{AT_ONCE, Final, Generator, clamp};
+use super::generator::{Final, Generator, clamp};
 use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
 use crate::nn::Conv;
@@ -76,16 +76,9 @@ impl Bandwidth {
         self.sample_rate
     }
 
-    /// Waveform (batch, samples, 2) → (batch, ratio · samples, 2) in [-1, 1]. A long one is computed in pieces, with the same
-    /// result.
-    pub(super) fn forward(&self, waveform: &Array, trace: &mut Trace) -> Result<Array> {
-        // What a trace records is whole.
-        let at_once = if trace.is_on() { i32::MAX } else { AT_ONCE };
-        self.forward_in(waveform, at_once, trace)
-    }
-
-    /// The same with `at_once` frames of the second generator at a time.
-    fn forward_in(&self, waveform: &Array, at_once: i32, trace: &mut Trace) -> Result<Array> {
+    /// Waveform (batch, samples, 2) → (batch, ratio · samples, 2) in [-1, 1], `at_once` frames of the second generator at a
+    /// time.
+    pub(super) fn forward(&self, waveform: &Array, at_once: i32, trace: &mut Trace) -> Result<Array> {
         trace.record(|| "low_rate", || channels_first(waveform))?;
         let (batch, samples) = (waveform.dim(0), waveform.dim(1));
         let missing = (self.hop - samples % self.hop) % self.hop;

@@ -14,8 +14,6 @@ const EDGE_KERNEL: i32 = 7;
 /// Slope of the activations inside, and of the one before the last convolution.
 const SLOPE: f32 = 0.1;
 const LAST_SLOPE: f32 = 0.01;
-/// Mel frames that are computed together: ten seconds.
-pub(super) const AT_ONCE: i32 = 1000;
 /// Above any kernel, rate or dilation that makes sense; keeps what is computed from them in range.
 const LARGEST: usize = 1024;
 
@@ -214,14 +212,8 @@ impl Generator {
         Reach { before: frames.ceil() as i32, after: frames.ceil() as i32 }
     }
 
-    /// Mel (batch, frames, 2 · bins), side by side → waveform (batch, samples, 2). A long one is computed in pieces, with the
-    /// same result.
-    pub(super) fn forward(&self, mel: &Array) -> Result<Array> {
-        self.forward_in(mel, AT_ONCE)
-    }
-
-    /// The same with `at_once` frames at a time.
-    fn forward_in(&self, mel: &Array, at_once: i32) -> Result<Array> {
+    /// Mel (batch, frames, 2 · bins), side by side → waveform (batch, samples, 2), `at_once` frames at a time.
+    pub(super) fn forward(&self, mel: &Array, at_once: i32) -> Result<Array> {
         let samples = self.samples_per_frame;
         in_pieces(mel, 1, at_once, self.reach(), 1, |mel, Piece { own, seen }| {
             let waveform = self.piece(mel)?;
