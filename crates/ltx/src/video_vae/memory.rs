@@ -51,7 +51,7 @@ impl Network<'_> {
             walk.split(layer.values(walk.frame(), walk.channels as i32));
             walk.pass(layer);
         }
-        walk.split(walk.frame());
+        walk.split(walk.height * walk.width * walk.channels.max(self.last.outputs() as usize));
         walk.convolve(self.last, 2);
         Amount { out: walk.piece(), ..walk.amount }
     }

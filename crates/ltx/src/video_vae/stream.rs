@@ -80,7 +80,8 @@ impl Network<'_> {
             let layer = self.layers.get(wave.index);
             let (frames, channels) = (wave.frames.dim(1), wave.frames.dim(4));
             let frame = wave.frames.size() / frames.max(1) as usize;
-            let values = layer.map_or(frame, |layer| layer.values(frame, channels));
+            let pixels = frame / channels.max(1) as usize * channels.max(self.last.outputs()) as usize;
+            let values = layer.map_or(pixels, |layer| layer.values(frame, channels));
             let at_once = i32::try_from(most / values.max(1)).unwrap_or(i32::MAX).clamp(1, frames);
             let end = frames.min(wave.next.saturating_add(at_once));
             let piece =
