@@ -122,14 +122,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (x, weight, mut out) = (narrow(places * inputs), narrow(weights), narrow(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
             time(&(name.clone() + "-bf16"), Amount::Operations(flops), || {
-                kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
+                kernels::conv(x, None, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
         }
         if wanted(&(name.clone() + "-f32")) {
             let (x, weight, mut out) = (wide(places * inputs), wide(weights), wide(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
             time(&(name + "-f32"), Amount::Operations(flops), || {
-                kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
+                kernels::conv(x, None, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
         }
     }

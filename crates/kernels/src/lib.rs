@@ -19,7 +19,7 @@ mod quantize;
 mod snake;
 mod values;
 
-pub use attention::{AttentionShape, Mask, attention};
+pub use attention::{Added, AttentionShape, Mask, attention};
 pub use conv::{Axis, ConvShape, Padding, conv};
 pub use elementwise::{activate, gate_heads};
 pub use gemm::{Epilogue, PerRow, Residual, linear, linear_packed};

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mlx::device::Device;
 use mlx::{Array, Dtype};
@@ -19,7 +20,7 @@ use crate::shape::{AudioShape, Modality, VideoShape};
 use crate::text::{Gemma, MAX_TOKENS};
 use crate::trace::Trace;
 use crate::upsampler::Upsampler;
-use crate::video_vae::{CausalConv, ConvDecoder, Padding};
+use crate::video_vae::{CausalConv, ConvDecoder, Padding, Tiling};
 use crate::vocoder::Vocoder;
 
 /// Something to measure.
@@ -189,6 +190,28 @@ fn video_decode(timer: &Timer) -> Result<Measured> {
         let pixels = decoder.forward(&latent, &mut |shape| Ok(noise.normal(shape)?), &mut Trace::off())?;
         Ok(pixels.eval()?)
     })
+}
+
+/// Decodes a clip at full width with random weights, and lets go of its pixels: seconds, and bytes of the arrays beside the
+/// weights at the peak, as measured and as [`Tiling::bytes`] tells.
+pub fn decode(video: VideoShape, tiling: &Tiling, dtype: Dtype) -> Result<(f64, usize, usize)> {
+    let config = config(|_| ())?;
+    let decoder = ConvDecoder::load(&Weights::random(dtype), &config)?;
+    let shape = video.latent();
+    let sizes = [shape.frames, shape.height, shape.width];
+    let draw = |frames: usize| random(&[1, 128, frames as i32, sizes[1] as i32, sizes[2] as i32], Dtype::F32);
+    let mut noise = Noise::new(1);
+    let mut noise = |shape: &[i32]| Ok(noise.normal(shape)?);
+    decoder.forward(&draw(1)?.slice(3, 0..1)?.slice(4, 0..1)?, &mut noise, &mut Trace::off())?; // so that the weights are there
+    let latent = draw(shape.frames)?;
+    let told = tiling.bytes(&config, dtype, sizes)?;
+    mlx::memory::clear_cache()?;
+    mlx::memory::reset_peak();
+    let (before, start) = (mlx::memory::active(), Instant::now());
+    for chunk in decoder.decode(&latent, tiling, noise)? {
+        chunk?.eval()?;
+    }
+    Ok((start.elapsed().as_secs_f64(), mlx::memory::peak().saturating_sub(before), told))
 }
 
 fn audio_decode(timer: &Timer) -> Result<Measured> {

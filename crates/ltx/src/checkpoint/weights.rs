@@ -153,6 +153,11 @@ impl Weights {
         self.source.outline.as_ref().map(|outline| outline.asked.borrow().clone()).unwrap_or_default()
     }
 
+    /// Whatever tensors are asked for, none of which takes memory before it is used: for the shapes of a network.
+    pub(crate) fn shapes(dtype: Dtype) -> Self {
+        Self::outline(dtype, BTreeMap::new())
+    }
+
     fn without_files(source: Source, dtype: Dtype) -> Self {
         Self {
             source: Rc::new(source),

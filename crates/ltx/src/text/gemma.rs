@@ -319,12 +319,12 @@ impl Layer {
         let k = heads(self.k.forward(x)?, settings.key_heads)?;
         let v = heads(self.v.forward(x)?, settings.key_heads)?;
         let places = before..before + tokens as usize;
-        let angles = angles(places.clone(), settings.head_dim as usize, span);
+        let angles = angles(places, settings.head_dim as usize, span);
         let rope = Rope::from_angles(&angles, tokens, x.dtype())?;
         let turned = |x: &Array, norm: &Norm| rope.rotate_normed(x, &norm.weight, norm.eps);
         let (k, v) = kept.push(turned(&k, &self.k_norm)?, v)?;
-        let mask = mask(places, span.window)?;
-        let attended = nn::attention(&turned(&q, &self.q_norm)?, &k, &v, settings.scale, Some(&mask))?;
+        let q = turned(&q, &self.q_norm)?;
+        let attended = nn::past_attention(&q, &k, &v, settings.scale, span.window)?;
         Ok(self.o.forward(&attended.reshape(&[1, tokens, -1])?)?) // from (1, tokens, heads · head_dim)
     }
 }
@@ -366,17 +366,6 @@ fn angles(tokens: Range<usize>, head_dim: usize, span: &Span) -> Vec<f32> {
         (1.0 / span.theta.powf(f64::from(exponent)) / span.factor) as f32
     };
     tokens.flat_map(|token| (0..head_dim / 2).map(move |pair| token as f32 * frequency(pair))).collect()
-}
-
-/// Whether a token (row) sees another (column): those before it and itself, within the window; rows are `tokens`, columns
-/// those and all before them. (1, 1, rows, columns)
-fn mask(tokens: Range<usize>, window: Option<usize>) -> mlx::Result<Array> {
-    let (columns, shape) = (tokens.end, [1, 1, tokens.len() as i32, tokens.end as i32]);
-    let window = window.unwrap_or(columns);
-    let sees = |row: usize, column: usize| column <= row && row - column < window;
-    let values: Vec<u8> =
-        tokens.flat_map(|row| (0..columns).map(move |column| u8::from(sees(row, column)))).collect();
-    Array::from_slice(&values, &shape)?.astype(Dtype::Bool)
 }
 
 #[cfg(test)]
@@ -439,12 +428,5 @@ mod tests {
         refused(json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2 } }), "rope_type");
         refused(json!({ "query_pre_attn_scalar": -1 }), "query_pre_attn_scalar");
         refused(json!({ "hidden_size": "wide" }), "hidden_size");
-    }
-
-    #[test]
-    fn a_window_counts_the_token_itself() {
-        let rows = mask(0..4, Some(2)).unwrap().to_f32().unwrap();
-        assert_eq!(rows, [1., 0., 0., 0., 1., 1., 0., 0., 0., 1., 1., 0., 0., 0., 1., 1.]);
-        assert_eq!(mask(2..4, Some(2)).unwrap().to_f32().unwrap(), rows[8..]);
     }
 }
