@@ -11,7 +11,7 @@ use ltx::nn::Packing;
 use crate::images::Images;
 use crate::shots::Shots;
 
-pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Quantize, Synth};
+pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Quantize, Resume, Synth, Tiles};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -33,7 +33,9 @@ pub enum Command {
     Inspect(Inspect),
     /// Encode a prompt into a file for generate --embedding
     EncodeText(EncodeText),
-    /// Make a clip of latents that generate --skip-vae wrote
+    /// Go on with an interrupted run
+    Resume(Resume),
+    /// Make a clip of latents that generate --skip-vae or an interrupted run wrote
     Decode(Decode),
     /// Show or clear the cache of encoded prompts
     Cache {
@@ -272,6 +274,11 @@ pub struct Generate {
     /// Read the transformer and the text encoder block by block as they compute, instead of keeping them in memory
     #[arg(long)]
     pub stream: bool,
+    #[command(flatten)]
+    pub tiles: Tiles,
+    /// Go on with what an interrupted run of this very command has done
+    #[arg(long)]
+    pub resume: bool,
     /// Go on when a file holds tensors that nobody reads
     #[arg(long, conflicts_with = "strict")]
     pub allow_unread: bool,
