@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ltx::Result;
 use ltx::media::{FrameRate, Options, Writer};
 use ltx::pipeline::{Decoding, LatentFile, SavedRun};
+use ltx::{Error, Result};
 
 use crate::args::Decode;
 use crate::generate::{Printing, Summary, check_output, encoder, unread, write};
@@ -16,7 +16,10 @@ pub fn run(arguments: &Decode) -> Result<()> {
     crate::choose_device(arguments.device)?;
     let run = if arguments.file.is_dir() { Some(SavedRun::open(&arguments.file)?) } else { None };
     let file = match &run {
-        Some(run) => LatentFile::open(&SavedRun::latents_in(run.path()))?,
+        Some(run) => LatentFile::open(&run.latents_path().ok_or_else(|| {
+            let problem = format!("the run in {} has no latents yet", run.path().display());
+            Error::request(problem, format!("go on with it: ltx resume {}", run.output().display()))
+        })?)?,
         None => LatentFile::open(&arguments.file)?,
     };
     let output = arguments.output.clone().unwrap_or_else(|| beside(&arguments.file, file.output.as_deref()));

@@ -91,7 +91,7 @@ pub fn open(output: &Path, terminal: &mut Terminal) -> Result<SavedRun> {
 /// A place to save to; what an interrupted run left there is mentioned.
 pub fn create(output: &Path, terminal: &mut Terminal) -> Result<SavedRun> {
     let saved = SavedRun::create(output)?;
-    if let Some(done) = saved.progress() {
+    if let Some(done) = saved.progress().filter(|_| saved.note().is_some()) {
         let _ = terminal.event(Event::Note(format!(
             "an interrupted run of {} is here ({done}), which this one replaces after its first step; to go on with it \
              instead, stop and type: ltx resume {0}",

@@ -31,6 +31,7 @@ impl Plan<'_> {
             "settings": self.settings(),
             "stages": stages.collect::<Vec<_>>(),
             "device": format!("{:?}", mlx::device::current()),
+            "mlx": mlx::VERSION,
             "kernels": cpu::active().then(cpu::isa),
             "models": self.checkpoint.files().iter().map(|opened| file(opened.path())).collect::<Vec<_>>(),
             "text_encoder": optional(&request.gemma),

@@ -159,9 +159,9 @@ impl SavedRun {
         &self.output
     }
 
-    /// The final latents in a folder.
-    pub fn latents_in(folder: &Path) -> PathBuf {
-        folder.join(LATENTS)
+    /// The final latents, if the run has come so far: a [`LatentFile`].
+    pub fn latents_path(&self) -> Option<PathBuf> {
+        Some(self.folder.join(LATENTS)).filter(|path| path.is_file())
     }
 
     /// What the caller of the interrupted run had it note: [`Plan::save_in`](super::Plan::save_in). `None` if there was no run.
@@ -188,8 +188,7 @@ impl SavedRun {
     /// Removes what was saved: the output is in place.
     pub fn remove(&self) {
         // What cannot be removed does no harm: it is this output's, and goes with the next run of it.
-        self.clear();
-        let _ = fs::remove_dir(&self.folder);
+        self.remove_all();
     }
 
     /// Whether an interrupted run left something here.
@@ -225,7 +224,6 @@ impl SavedRun {
     /// A run of this identity begins anew here. What an interrupted one left is replaced when there is something to
     /// replace it with.
     pub(super) fn begin(&self, identity: Value, note: Value) {
-        *self.id.borrow_mut() = digest(&identity);
         *self.pending.borrow_mut() =
             Some(json!({ "run": digest(&identity), "note": note, "identity": identity }));
     }
@@ -249,8 +247,8 @@ impl SavedRun {
 
     /// The final latents.
     pub(super) fn latents(&self) -> Result<Option<LatentFile>> {
-        let path = self.folder.join(LATENTS);
-        if self.is_pending() || !path.is_file() { Ok(None) } else { LatentFile::open(&path).map(Some) }
+        let path = self.latents_path().filter(|_| !self.is_pending());
+        path.map(|path| LatentFile::open(&path)).transpose()
     }
 
     /// Keeps encoded prompts.
@@ -312,35 +310,43 @@ impl SavedRun {
 
     /// Makes the folder this run's, if it is not yet.
     fn start(&self) -> Result<()> {
-        let Some(run) = self.pending.take() else { return Ok(()) };
-        self.clear();
-        let started = write_whole(&self.folder.join(RUN), run.to_string().as_bytes());
-        if started.is_err() {
-            *self.pending.borrow_mut() = Some(run);
-            return started;
+        if let Some(run) = &*self.pending.borrow() {
+            let mut output = Output::create(&self.folder.join(RUN))?;
+            let file = output.file();
+            let written = file.write_all(run.to_string().as_bytes()).and_then(|()| file.sync_all());
+            written.map_err(|error| output.error(error))?;
+            // Nothing of the run before may stand beside the name of this one.
+            self.clear();
+            output.finish()?;
+            *self.id.borrow_mut() = run["run"].as_str().unwrap_or_default().into();
         }
+        *self.pending.borrow_mut() = None;
         let texts = self.text.take();
         texts.map_or(Ok(()), |texts| self.write_texts(&texts))
     }
 
     fn clear(&self) {
-        for name in WORK.into_iter().chain([RUN]) {
+        for name in WORK {
             let _ = fs::remove_file(self.folder.join(name));
         }
+    }
+
+    fn remove_all(&self) {
+        self.clear();
+        let _ = fs::remove_file(self.folder.join(RUN));
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| crate::media::is_unfinished(&entry.file_name())) {
             let _ = fs::remove_file(entry.path());
         }
+        let _ = fs::remove_dir(&self.folder);
     }
 }
 
 impl Drop for SavedRun {
     fn drop(&mut self) {
-        if self.folder.join(RUN).exists() && self.progress().is_none() {
-            self.clear();
+        if self.progress().is_none() {
+            self.remove_all();
         }
-        // Fails where something is left.
-        let _ = fs::remove_dir(&self.folder);
     }
 }
 

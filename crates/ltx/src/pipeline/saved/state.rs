@@ -246,3 +246,166 @@ fn checksum(facts: &str, tensors: &[(&str, &[u8])]) -> String {
     }
     hex(&digest.finalize())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::noise::Noise;
+    use crate::progress::Event;
+
+    fn draw(shape: &[i32], seed: u64) -> Array {
+        Noise::new(seed).normal(shape).unwrap()
+    }
+
+    fn place() -> Place {
+        let both =
+            |seed| Both { video: Some(draw(&[1, 6, 4], seed)), audio: Some(draw(&[1, 5, 3], seed + 1)) };
+        Place {
+            window: 2,
+            stage: 1,
+            from: Some(Latents { video: draw(&[1, 4, 1, 2, 3], 1), audio: Some(draw(&[1, 1, 5, 3], 2)) }),
+            sound: Some(draw(&[1, 1, 5, 3], 3)),
+            noise: u64::MAX - 1,
+            moment: Some(Moment {
+                steps: 3,
+                latents: both(4),
+                answers: Both { video: Some(draw(&[1, 6, 4], 6)), audio: None },
+                velocities: both(7),
+                noise: [1, u64::MAX, 3, 4],
+            }),
+            words: "refine: 3 of 8 steps".into(),
+        }
+    }
+
+    fn run(folder: &std::path::Path, seed: u64) -> SavedRun {
+        let run = SavedRun::create(&folder.join("clip.mp4")).unwrap();
+        run.begin(json!({ "seed": seed, "rate": 23.976 }), json!({ "prompt": "naïve" }));
+        run
+    }
+
+    fn silent() -> impl FnMut(Event) -> ControlFlow<()> {
+        |event| panic!("{event:?}")
+    }
+
+    /// All that a place is, in a form that can be compared.
+    fn all(place: &Place) -> (String, Vec<Vec<f32>>) {
+        let moment = place.moment.as_ref().unwrap();
+        let from = place.from.as_ref().unwrap();
+        let arrays = [Some(&from.video), from.audio.as_ref(), place.sound.as_ref()];
+        let memory = [&moment.latents, &moment.answers, &moment.velocities];
+        let arrays =
+            arrays.into_iter().chain(memory.into_iter().flat_map(|m| [m.video.as_ref(), m.audio.as_ref()]));
+        let arrays = arrays.map(|array| array.map_or(Vec::new(), |array| array.to_f32().unwrap())).collect();
+        let Place { window, stage, noise, words, .. } = place;
+        (format!("{window} {stage} {noise} {words} {} {:?}", moment.steps, moment.noise), arrays)
+    }
+
+    #[test]
+    fn a_place_comes_back_to_the_last_bit_and_only_to_its_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = run(folder.path(), 1);
+        ours.keep_place(&place(), &mut silent());
+        assert_eq!(ours.progress().unwrap(), "refine: 3 of 8 steps");
+        let text = Text {
+            positive: Contexts { video: draw(&[1, 7, 4], 1).astype(mlx::Dtype::Bf16).unwrap(), audio: None },
+            negative: Some(Contexts { video: draw(&[1, 9, 4], 2), audio: Some(draw(&[1, 9, 3], 3)) }),
+        };
+        ours.keep_texts(&[text.clone()], &mut silent());
+        drop(ours);
+
+        let later = SavedRun::create(&folder.path().join("clip.mp4")).unwrap();
+        assert_eq!(later.note().unwrap()["prompt"], "naïve");
+        later.resume(json!({ "seed": 1, "rate": 23.976 }), false).unwrap();
+        let other = later.resume(json!({ "seed": 2, "rate": 23.976 }), false).unwrap_err().to_string();
+        assert!(other.contains("seed was 1, is 2"), "{other}");
+        assert_eq!(all(&later.place().unwrap().unwrap()), all(&place()));
+        let texts = later.texts().unwrap().unwrap();
+        assert_eq!(texts[0].positive.video.dtype(), mlx::Dtype::Bf16);
+        let values = |text: &Text| text.negative.as_ref().unwrap().audio.as_ref().unwrap().to_f32().unwrap();
+        assert_eq!(values(&texts[0]), values(&text));
+        assert!(later.film().unwrap().is_none() && later.latents().unwrap().is_none());
+
+        // Another run does not believe it, and replaces it when it has something to save.
+        let state = std::fs::read(later.path().join(PLACE)).unwrap();
+        drop(later);
+        let other = run(folder.path(), 2);
+        assert!(other.place().unwrap().is_none() && other.texts().unwrap().is_none());
+        other.keep_texts(&[text], &mut silent());
+        assert_eq!(std::fs::read(other.path().join(PLACE)).unwrap(), state);
+        other.keep_film(&Film { windows: 1, ..Film::default() }, &mut silent());
+        assert!(!other.path().join(PLACE).exists());
+        assert!(other.texts().unwrap().is_some() && other.film().unwrap().is_some());
+        std::fs::write(other.path().join(PLACE), state).unwrap();
+        assert!(other.place().unwrap_err().to_string().contains("another run"));
+        other.remove();
+        assert!(!other.path().exists());
+    }
+
+    #[test]
+    fn what_is_damaged_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path(), 1);
+        run.keep_place(&place(), &mut silent());
+        let path = run.path().join(PLACE);
+        let whole = std::fs::read(&path).unwrap();
+        // Every bit counts; a few hundred are tried.
+        for at in (0..whole.len()).step_by(whole.len() / 300) {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            std::fs::write(&path, flipped).unwrap();
+            assert!(run.place().is_err(), "byte {at}");
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(run.place().is_err(), "{at} bytes");
+        }
+        std::fs::write(&path, &whole).unwrap();
+        assert!(run.place().unwrap().is_some());
+    }
+
+    #[test]
+    fn steps_are_saved_when_it_costs_little_and_when_the_run_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path(), 1);
+        let step = |steps: usize| Place { words: steps.to_string(), ..place() };
+        run.keep_step(step(1), &mut silent());
+        assert_eq!(run.progress().unwrap(), "1");
+        run.rhythm.borrow_mut().last = Some((Instant::now(), Duration::from_secs(3600)));
+        run.keep_step(step(2), &mut silent());
+        assert_eq!(run.progress().unwrap(), "1");
+        run.interrupted(&mut silent());
+        assert_eq!(run.progress().unwrap(), "2");
+        run.rhythm.borrow_mut().last = Some((Instant::now(), Duration::ZERO));
+        run.keep_step(step(3), &mut silent());
+        assert_eq!(run.progress().unwrap(), "3");
+    }
+
+    #[test]
+    fn that_nothing_can_be_saved_is_said_once_and_stops_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path(), 1);
+        std::fs::remove_dir(run.path()).unwrap();
+        let mut notes = Vec::new();
+        for _ in 0..3 {
+            run.keep_place(&place(), &mut |event| {
+                notes.push(format!("{event:?}"));
+                ControlFlow::Continue(())
+            });
+        }
+        assert!(notes.len() == 1 && notes[0].contains("cannot be saved"), "{notes:?}");
+    }
+
+    #[test]
+    fn a_folder_has_one_run_at_a_time_and_an_empty_one_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("clip.mp4");
+        let first = SavedRun::create(&output).unwrap();
+        assert!(SavedRun::create(&output).unwrap_err().to_string().contains("at work"));
+        let path = first.path().to_path_buf();
+        assert_eq!(path, folder.path().join(".ltx-run-clip.mp4"));
+        drop(first);
+        assert!(!path.exists());
+        assert!(SavedRun::open(&path).is_err() && SavedRun::open(folder.path()).is_err());
+    }
+}
