@@ -123,8 +123,10 @@ impl Plan<'_> {
         let film = film.unwrap_or_default();
         let place = whole(saved.place(), progress)?
             .filter(|place| place.window == film.windows && place.stage < self.steps.len());
-        if let Some(place) = &place {
-            progress.note(format!("goes on after {}", place.words))?;
+        let windows = format!("window {} of {}", film.windows, self.windows.len());
+        let words = place.as_ref().map(|place| place.words.clone());
+        if let Some(words) = words.or((film.windows > 0).then_some(windows)) {
+            progress.note(format!("goes on after {words}"))?;
         }
         Ok((film, place))
     }
