@@ -313,7 +313,7 @@ mod tests {
             positive: Contexts { video: draw(&[1, 7, 4], 1).astype(mlx::Dtype::Bf16).unwrap(), audio: None },
             negative: Some(Contexts { video: draw(&[1, 9, 4], 2), audio: Some(draw(&[1, 9, 3], 3)) }),
         };
-        ours.keep_texts(&[text.clone()], &mut silent());
+        ours.keep_texts(std::slice::from_ref(&text), &mut silent());
         drop(ours);
 
         let later = SavedRun::create(&folder.path().join("clip.mp4")).unwrap();
