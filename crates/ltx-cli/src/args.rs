@@ -11,7 +11,10 @@ use ltx::nn::Packing;
 use crate::images::Images;
 use crate::shots::Shots;
 
-pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Quantize, Synth};
+pub use files::{
+    CacheCommand, Decode, EncodeText, LikeChoice, LoraCommand, LoraInspect, LoraMerge, Quantize, Resume,
+    Synth, Tiles,
+};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -33,7 +36,9 @@ pub enum Command {
     Inspect(Inspect),
     /// Encode a prompt into a file for generate --embedding
     EncodeText(EncodeText),
-    /// Make a clip of latents that generate --skip-vae wrote
+    /// Go on with an interrupted run
+    Resume(Resume),
+    /// Make a clip of latents that generate --skip-vae or an interrupted run wrote
     Decode(Decode),
     /// Show or clear the cache of encoded prompts
     Cache {
@@ -272,6 +277,11 @@ pub struct Generate {
     /// Read the transformer and the text encoder block by block as they compute, instead of keeping them in memory
     #[arg(long)]
     pub stream: bool,
+    #[command(flatten)]
+    pub tiles: Tiles,
+    /// Go on with what an interrupted run of this very command has done
+    #[arg(long)]
+    pub resume: bool,
     /// Go on when a file holds tensors that nobody reads
     #[arg(long, conflicts_with = "strict")]
     pub allow_unread: bool,
@@ -368,45 +378,6 @@ pub struct Inspect {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum LoraCommand {
-    /// Show what a LoRA changes, and whether it fits a model
-    Inspect(LoraInspect),
-    /// Write a model file with LoRAs merged into it
-    Merge(LoraMerge),
-    /// List the LoRAs with short names
-    List,
-}
-
-#[derive(Debug, Args)]
-pub struct LoraInspect {
-    /// LoRA file, adapter folder, or short name
-    #[arg(value_name = "FILE")]
-    pub file: String,
-    /// Model files or folders to compare with
-    #[arg(long, value_name = "MODEL")]
-    pub against: Vec<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct LoraMerge {
-    /// Model file
-    #[arg(value_name = "MODEL")]
-    pub model: PathBuf,
-    /// LoRA and its strength (1 if left out); may be repeated
-    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, required = true, allow_negative_numbers = true)]
-    pub lora: Vec<String>,
-    /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
-    /// Print errors only
-    #[arg(short, long)]
-    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

@@ -26,7 +26,13 @@ pub fn run(arguments: &Generate) -> Result<()> {
         format!("{seconds} seconds at {} frames per second: {} frames", request.frame_rate, request.frames)
     });
     let mut terminal = Terminal::new(arguments.quiet);
-    if arguments.enhance_prompt {
+    let note = crate::resume::note(request.prompt.as_deref());
+    let saved =
+        if arguments.resume { Some(crate::resume::open(&arguments.output, &mut terminal)?) } else { None };
+    let enhanced = saved.as_ref().and_then(|saved| crate::resume::enhanced(saved, &note));
+    if let Some(prompt) = enhanced.filter(|_| arguments.enhance_prompt) {
+        request.prompt = Some(prompt);
+    } else if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
         let plan = Plan::new(&request)?;
         check_output(&arguments.output, request.frames, plan.has_sound())?;
@@ -34,7 +40,10 @@ pub fn run(arguments: &Generate) -> Result<()> {
     }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
     // place to write to.
-    let plan = Plan::new(&request)?;
+    let mut plan = match saved {
+        Some(saved) => Plan::resume(&request, saved, note.clone())?,
+        None => Plan::new(&request)?,
+    };
     let options = Options {
         width: plan.width() as u32,
         height: plan.height() as u32,
@@ -51,15 +60,36 @@ pub fn run(arguments: &Generate) -> Result<()> {
         // Whether to stop is asked at every step.
         let _ = terminal.event(Event::Note(note));
     }
-    if arguments.skip_vae {
-        drop(writer);
-        return skip_vae(arguments, &plan, terminal, started);
+    if plan.saved().is_none() {
+        plan.save_in(crate::resume::create(&arguments.output, &mut terminal)?, note);
     }
+    let done = if arguments.skip_vae {
+        drop(writer);
+        skip_vae(arguments, &plan, terminal, started)
+    } else {
+        clip(arguments, &plan, writer, terminal, started)
+    };
+    match (&done, plan.saved()) {
+        (Ok(()), Some(saved)) => saved.remove(),
+        (Err(_), Some(saved)) => crate::resume::say_how(saved),
+        _ => {}
+    }
+    done
+}
 
+/// Writes a clip.
+fn clip(
+    arguments: &Generate,
+    plan: &Plan,
+    writer: Writer,
+    mut terminal: Terminal,
+    started: Instant,
+) -> Result<()> {
     let clip = plan.run(&mut terminal)?;
     if let Some(path) = &arguments.save_latents {
         clip.latents.save(path)?;
     }
+    let request = plan.request();
     write(clip, writer, request.frames, &mut terminal)?;
     let summary = Summary {
         output: &arguments.output,
@@ -296,6 +326,7 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         quantize: arguments.quantize.packing(),
         unread: unread(arguments.allow_unread, arguments.strict),
         residency: residency(arguments.stream),
+        tiling: arguments.tiles.tiling(),
     };
     if toy {
         toy::suit(&mut request);

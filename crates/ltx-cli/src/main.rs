@@ -17,6 +17,7 @@ mod lora;
 mod machine;
 mod models;
 mod quantize;
+mod resume;
 mod shots;
 mod synth;
 mod terminal;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => finish(generate::run(&arguments)),
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
         Command::EncodeText(arguments) => finish(encode::run(&arguments)),
+        Command::Resume(arguments) => finish(resume::run(&arguments)),
         Command::Decode(arguments) => finish(decode::run(&arguments)),
         Command::Cache { command } => finish(cache::run(command.as_ref())),
         Command::Enhance(arguments) => finish(enhance::run(&arguments)),
@@ -76,7 +78,7 @@ fn end_when_nobody_reads() {
 fn finish(result: ltx::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if matches!(error, Error::Cancelled) {
-        sayln!("interrupted: nothing was written");
+        sayln!("interrupted: no output was written");
         return ExitCode::from(130);
     }
     print_error(&error);

@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use super::choose::{recipe, upsampler};
-use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
+use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
 use super::images::Images;
 use super::recipe::{Circumstances, Steps, with_loras};
+use super::saved::SavedRun;
 use super::text::{Prompts, prompts, widths};
 use super::window::{Stretch, Window, pictures};
 use super::{Generation, Kind, Recipe, Request, Shot};
@@ -56,11 +57,50 @@ pub struct Plan<'a> {
     pub(super) prompts: Prompts,
     pub(super) images: Images,
     pub(super) notes: Vec<String>,
+    /// Where what is done is saved.
+    pub(super) saved: Option<SavedRun>,
 }
 
 impl<'a> Plan<'a> {
     /// Checks everything that can be checked without weights: sizes, files, headers, shapes, the prompt's length.
     pub fn new(request: &'a Request) -> Result<Self> {
+        Self::with_texts(request, None)
+    }
+
+    /// The same, to go on with what an interrupted run of this request has saved. Refused if that was another request, or
+    /// if a file, the device or this program has changed since. Where nothing was saved, it is [`save_in`](Self::save_in).
+    pub fn resume(request: &'a Request, saved: SavedRun, note: Value) -> Result<Self> {
+        let mut ignored = None;
+        let texts = saved.texts().unwrap_or_else(|error| {
+            ignored = Some(format!("what was saved is ignored: {error}"));
+            None
+        });
+        let encoded = texts.is_some();
+        let mut plan = Self::with_texts(request, texts)?;
+        plan.notes.extend(ignored);
+        if saved.is_empty() {
+            plan.save_in(saved, note);
+            return Ok(plan);
+        }
+        saved.resume(plan.identity(), encoded)?;
+        plan.saved = Some(saved);
+        Ok(plan)
+    }
+
+    /// Has everything that is done saved, over what an interrupted run left there. `note` is for who goes on with it:
+    /// [`SavedRun::note`].
+    pub fn save_in(&mut self, saved: SavedRun, note: Value) {
+        saved.begin(self.identity(), note);
+        self.saved = Some(saved);
+    }
+
+    /// Where what is done is saved.
+    pub fn saved(&self) -> Option<&SavedRun> {
+        self.saved.as_ref()
+    }
+
+    /// `texts`: the prompts, encoded before.
+    fn with_texts(request: &'a Request, texts: Option<Vec<Text>>) -> Result<Self> {
         request.check()?;
         let mut notes: Vec<String> = request.disclaimer().into_iter().map(String::from).collect();
         let checkpoint = Checkpoint::open(&request.models)?.packed_as(request.quantize);
@@ -109,7 +149,10 @@ impl<'a> Plan<'a> {
         let negative =
             steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
         let prompt = request.prompt.clone().or(embedding.as_ref().and_then(|known| known.prompt.clone()));
-        let prompts = prompts(request, &checkpoint, &transformer, embedding, negative, &mut notes)?;
+        let prompts = match texts {
+            Some(texts) => Prompts::Known(texts),
+            None => prompts(request, &checkpoint, &transformer, embedding, negative, &mut notes)?,
+        };
         let mut plan = Self {
             request,
             checkpoint,
@@ -124,6 +167,7 @@ impl<'a> Plan<'a> {
             prompts,
             images: Images::default(),
             notes,
+            saved: None,
         };
         plan.check_channels(&config)?;
         let stages = plan.stages();
@@ -140,6 +184,11 @@ impl<'a> Plan<'a> {
         }
         plan.check_networks()?;
         Ok(plan)
+    }
+
+    /// What was asked for.
+    pub fn request(&self) -> &Request {
+        self.request
     }
 
     /// Width of the clip in pixels.

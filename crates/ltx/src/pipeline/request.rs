@@ -13,6 +13,7 @@ use crate::diffusion::step::Sampler;
 use crate::error::{Error, Result};
 use crate::nn::Packing;
 use crate::text::EmbeddingCache;
+use crate::video_vae::Tiling;
 
 /// What made a clip, in its settings.
 pub(super) const PROGRAM: &str = concat!("ltx ", env!("CARGO_PKG_VERSION"));
@@ -165,6 +166,8 @@ pub struct Request {
     pub unread: UnreadPolicy,
     /// How the blocks of the transformer and of the text encoder are kept.
     pub residency: Residency,
+    /// The pieces that the clip is decoded in.
+    pub tiling: Tiling,
 }
 
 impl Request {

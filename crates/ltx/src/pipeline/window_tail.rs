@@ -171,6 +171,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::pipeline::saved::Place;
     use crate::pipeline::{GuidanceOverride, Plan, Recipe, Request, UnreadPolicy};
 
     fn request(recipe: Recipe) -> Request {
@@ -209,6 +210,7 @@ mod tests {
             dtype: Dtype::F32,
             unread: UnreadPolicy::Component,
             residency: crate::checkpoint::Residency::Resident,
+            tiling: Tiling::auto(),
         }
     }
 
@@ -279,7 +281,8 @@ mod tests {
             crate::pipeline::text::Prompts::Known(texts) => texts.clone(),
             other => panic!("{other:?}"),
         };
-        let (made, _) = plan.made(window, 1, &given, &[vec![], vec![]], &texts[0], silent).unwrap();
+        let place = Place { window: 1, ..Place::default() };
+        let (made, _) = plan.made(window, place, &given, &[vec![], vec![]], &texts[0], silent).unwrap();
         let tokens = video_tokens(&made.video).unwrap();
         assert_eq!(values(&tokens.slice(1, 0..24).unwrap()), values(&given[1].video));
         let tokens = audio_tokens(made.audio.as_ref().unwrap()).unwrap();
