@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::images::Images;
 
-pub use files::{CacheCommand, Decode, EncodeText};
+pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Synth};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -52,6 +52,8 @@ pub enum Command {
     /// Measure how fast this machine does the model's work, with random weights
     #[command(alias = "benchmark")]
     Bench(Bench),
+    /// Write a file like an official one, of full size, with random weights: for measuring
+    Synth(Synth),
 }
 
 /// Where to compute.

@@ -16,6 +16,7 @@ mod inspect;
 mod lora;
 mod machine;
 mod models;
+mod synth;
 mod terminal;
 mod toy;
 mod verify;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
         Command::Bench(arguments) => finish(bench::run(&arguments)),
+        Command::Synth(arguments) => finish(synth::run(&arguments)),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod npz;
 pub mod pipeline;
 pub mod progress;
 pub mod shape;
+pub mod synth;
 pub mod text;
 pub mod trace;
 pub mod upsampler;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{DeviceChoice, DtypeChoice, EncoderChoice};
 
@@ -92,4 +92,40 @@ pub enum CacheCommand {
     Clear,
     /// Print where they are
     Path,
+}
+
+/// Which file to imitate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LikeChoice {
+    /// LTX-2 2.0, 43 GB
+    #[value(name = "2.0", alias = "19b")]
+    Ltx19b,
+    /// LTX-2 2.3, 46 GB
+    #[value(name = "2.3", alias = "22b")]
+    Ltx22b,
+    /// The text encoder's folder, Gemma 3 12B, 24 GB
+    Gemma,
+}
+
+#[derive(Debug, Args)]
+pub struct Synth {
+    /// The file to write; for Gemma the folder
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Which model it is to be like
+    #[arg(long, value_name = "MODEL", value_enum)]
+    pub like: LikeChoice,
+    /// Blocks of the transformer, or layers of Gemma [default: all 48]
+    #[arg(long, value_name = "N")]
+    pub blocks: Option<usize>,
+    /// Write only the first N blocks; the others, and all networks without blocks, are holes in the file: zeros that take no
+    /// room on the disk, and no time to read
+    #[arg(long, value_name = "N")]
+    pub sparse: Option<usize>,
+    /// Seed of the weights
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
 }

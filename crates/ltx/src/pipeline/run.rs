@@ -15,7 +15,7 @@ use crate::diffusion::patchify::{audio_latent, video_latent};
 use crate::dit::Dit;
 use crate::error::{Error, Result};
 use crate::noise::Noise;
-use crate::progress::Progress;
+use crate::progress::{Event, Progress};
 use crate::shape::Modality;
 use crate::upsampler::Upsampler;
 use crate::video_vae::{Encoder, Statistics};
@@ -118,6 +118,9 @@ impl Plan<'_> {
                 images,
             };
             let latents = stage.run(dit, text, noise, progress)?;
+            if let Some(streamed) = dit.streaming() {
+                progress.report(Event::Streamed(streamed))?;
+            }
             sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));
             done = Some(latents);
         }
