@@ -165,7 +165,8 @@ impl Synth {
         }
         let mut tensors = tensors(self.like.layout())?;
         tensors.retain(|tensor| tensor.block().is_none_or(|block| block < blocks));
-        let needed: u64 = tensors.iter().filter(|tensor| self.writes(tensor)).map(Tensor::bytes).sum();
+        let writes = |tensor: &Tensor| self.writes(tensor);
+        let needed: u64 = tensors.iter().filter(|tensor| writes(tensor)).map(Tensor::bytes).sum();
         let place = folder(output)?;
         // Where the system does not say, writing will.
         let room =
@@ -179,14 +180,14 @@ impl Synth {
         }
         let metadata = self.like.metadata(blocks)?;
         if self.like != Like::Gemma12b {
-            self.write_file(output, metadata, &tensors, progress)?;
+            self.write_file(output, metadata, &tensors, writes, progress)?;
             return Ok(needed);
         }
         let folder = OutputFolder::create(output)?;
         let failed = |source| crate::media::Error::Write { path: output.into(), source };
         std::fs::write(folder.file("config.json"), gemma_config(blocks).to_string()).map_err(failed)?;
         std::fs::write(folder.file("tokenizer.json"), tokenizer).map_err(failed)?;
-        self.write_file(&folder.file("model.safetensors"), metadata, &tensors, progress)?;
+        self.write_file(&folder.file("model.safetensors"), metadata, &tensors, writes, progress)?;
         folder.finish()?;
         Ok(needed)
     }
@@ -205,6 +206,7 @@ impl Synth {
         output: &Path,
         metadata: Value,
         tensors: &[Tensor],
+        writes: impl Fn(&Tensor) -> bool,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let (mut header, mut end) = (Map::from_iter([("__metadata__".into(), metadata)]), 0);
@@ -228,7 +230,7 @@ impl Synth {
         progress.phase("write", 100)?;
         let (mut written, mut percent) = (0, 0);
         for tensor in tensors {
-            if self.writes(tensor) {
+            if writes(tensor) {
                 Values::new(self.seed, tensor).write(file).map_err(failed)?;
             } else {
                 file.seek(SeekFrom::Current(tensor.bytes() as i64)).map_err(failed)?;
@@ -292,5 +294,88 @@ impl<'a> Values<'a> {
             left -= count;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::File;
+
+    fn ignore() -> impl Progress {
+        |_: Event| std::ops::ControlFlow::Continue(())
+    }
+
+    #[test]
+    fn lists_hold_as_many_tensors_and_bytes_as_the_official_files() {
+        let counted = |like: Like| {
+            let tensors = tensors(like.layout()).unwrap();
+            (tensors.len(), tensors.iter().map(Tensor::values).sum::<usize>())
+        };
+        assert_eq!(counted(Like::Ltx19b).0, 4049);
+        assert_eq!(counted(Like::Ltx22b).0, 5947);
+        // Gemma 3 12B's language model: 48 layers of 13 tensors, the embedding and the last norm.
+        assert_eq!(counted(Like::Gemma12b), (48 * 13 + 2, 11_766_034_176));
+    }
+
+    #[test]
+    fn keys_with_ranges_are_all_of_them_in_order() {
+        let all = tensors("a.9-11.b-c.0-1 F32 2x3\nb 4").unwrap();
+        let keys: Vec<&str> = all.iter().map(|tensor| tensor.key.as_str()).collect();
+        let under_a = ["a.9.b-c.0", "a.9.b-c.1", "a.10.b-c.0", "a.10.b-c.1", "a.11.b-c.0", "a.11.b-c.1"];
+        assert_eq!(keys, [&under_a[..], &["b"]].concat());
+        assert!(all[0].f32 && all[0].shape == [2, 3] && all[0].bytes() == 24);
+        assert!(!all[6].f32 && all[6].bytes() == 8);
+        assert!(tensors("a").is_err() && tensors("a 2xb").is_err());
+    }
+
+    #[test]
+    fn a_file_of_holes_is_read_in_every_component_and_nothing_is_left_over() {
+        let folder = tempfile::tempdir().unwrap();
+        for (like, blocks) in [(Like::Ltx19b, 1), (Like::Ltx22b, 2)] {
+            let path = folder.path().join(format!("{blocks}.safetensors"));
+            let synth = Synth { like, blocks: Some(blocks), sparse: Some(0), seed: 3 };
+            let mut tensors = tensors(like.layout()).unwrap();
+            tensors.retain(|tensor| tensor.block().is_none_or(|block| block < blocks));
+            synth
+                .write_file(&path, like.metadata(blocks).unwrap(), &tensors, |_| false, &mut ignore())
+                .unwrap();
+            for part in crate::inspect::inspect(&[&path]).unwrap().parts {
+                assert_eq!((part.problem, part.unread), (None, vec![]), "{}", part.name);
+            }
+            let config = File::open(&path).unwrap().config().unwrap();
+            assert_eq!(config["transformer"]["num_layers"], blocks);
+        }
+    }
+
+    #[test]
+    fn values_depend_on_seed_and_key_and_stay_in_their_spread() {
+        let tensor = |key: &str, shape: &[usize]| Tensor { key: key.into(), shape: shape.into(), f32: true };
+        let values = |seed, tensor: &Tensor| {
+            let mut bytes = Vec::new();
+            Values::new(seed, tensor).write(&mut bytes).unwrap();
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+        };
+        let (a, b) = (tensor("a.weight", &[5, 300]), tensor("b.weight", &[5, 300]));
+        assert_eq!(values(1, &a), values(1, &a));
+        assert_ne!(values(1, &a), values(2, &a));
+        assert_ne!(values(1, &a), values(1, &b));
+        assert_eq!(values(1, &a).len(), 1500);
+        let most = values(1, &a).into_iter().fold(0f32, |most, value| most.max(value.abs()));
+        assert!((0.09..=0.1).contains(&most), "{most} of √(3 / 300)");
+        assert!(values(1, &tensor("norm.weight", &[99])).iter().all(|value| (0.95..=1.05).contains(value)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_before_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = Synth { like: Like::Gemma12b, blocks: None, sparse: Some(0), seed: 0 };
+        for blocks in [0, 49] {
+            let synth = Synth { blocks: Some(blocks), ..all };
+            let error = synth.write(&folder.path().join("gemma"), b"{}", &mut ignore()).unwrap_err();
+            assert!(matches!(error, Error::Request { .. }), "{error}");
+        }
+        assert!(all.write(&folder.path().join("none/gemma"), b"{}", &mut ignore()).is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

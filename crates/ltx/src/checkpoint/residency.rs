@@ -173,7 +173,7 @@ impl Reader {
             for (spans, done) in receiver {
                 spans.into_iter().for_each(|span| span.file.read(span.bytes, &stopped));
                 // Nobody waits for a block that was passed over.
-                drop(done.send(()));
+                let _ = done.send(());
             }
         };
         let thread = std::thread::Builder::new().name("read ahead".into()).spawn(work).map_err(|error| {
@@ -201,7 +201,7 @@ impl Reader {
             }
         }
         let start = Instant::now();
-        drop(coming.pop_front().map(|(_, there)| there.recv()));
+        let _ = coming.pop_front().map(|(_, there)| there.recv());
         streamed.waited += start.elapsed();
         self.streamed.set(streamed);
     }
@@ -269,6 +269,27 @@ mod tests {
         file.read(file.span(&key).unwrap(), &AtomicBool::new(false));
         file.release_all();
         assert_eq!(file.bytes(info), before);
+    }
+
+    #[test]
+    fn blocks_are_brought_in_once_for_a_step_and_the_first_again_after_the_last() {
+        let (weights, _) = checkpoint().component(Component::Dit, Dtype::F32).unwrap();
+        let place = weights.at("transformer_blocks");
+        let size = |index| place.at(index).spans().iter().map(|span| span.bytes.len() as u64).sum::<u64>();
+        let (zero, one) = (size(0), size(1));
+        let load = |ahead| {
+            let kept = place.clone().kept(Residency::Streaming { ahead });
+            Blocks::load(&kept, 2, |block| Ok(block.has("attn1.to_q.weight"))).unwrap()
+        };
+        // Blocks 0 and 1 twice; with reading ahead, 0 for a third time that does not come.
+        for (ahead, expected) in [(0, 2 * (zero + one)), (1, 3 * zero + 2 * one), (9, 3 * zero + 2 * one)] {
+            let blocks = load(ahead);
+            for index in [0, 1, 0, 1] {
+                blocks.with(index, |_| Ok(())).unwrap();
+            }
+            assert_eq!(blocks.streaming().unwrap().bytes, expected, "{ahead} ahead");
+            assert_eq!(blocks.streaming(), Some(Streamed::default()));
+        }
     }
 
     #[test]
