@@ -18,9 +18,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         LikeChoice::Upsampler => Like::Upsampler,
         LikeChoice::Gemma => Like::Gemma,
     };
-    let synth = Synth { like, blocks: arguments.blocks, filled: arguments.filled, seed: arguments.seed };
+    let synth = Synth { like, blocks: arguments.blocks, sparse: arguments.sparse, seed: arguments.seed };
     let layout = synth.layout()?;
-    let (bytes, needed) = (layout.bytes(), layout.filled_bytes(synth.filled));
+    let (bytes, needed) = (layout.bytes(), synth.bytes_on_disk(&layout));
     if let Some(room) = hub::room(&absolute(&arguments.output)?).filter(|&room| room < needed) {
         return Err(Error::machine(
             format!(
@@ -28,7 +28,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 gigabytes(needed),
                 gigabytes(room)
             ),
-            "choose another disk, fewer --blocks, or fewer of them --filled",
+            "choose another disk, fewer --blocks, or leave out most of them with --sparse",
         ));
     }
     let mut terminal = Terminal::new(arguments.quiet);

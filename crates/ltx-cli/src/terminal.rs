@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use ltx::checkpoint::Streamed;
 use ltx::progress::{Event, Progress};
 
 /// Says something on stderr. That nobody reads it, or that the disk it goes to is full, is no reason to stop working.
@@ -30,6 +31,7 @@ pub struct Terminal {
     quiet: bool,
     stop: Arc<AtomicBool>,
     phase: Option<(String, Instant)>,
+    streamed: Option<Streamed>,
     finished: Vec<(String, Duration)>,
 }
 
@@ -45,7 +47,14 @@ impl Terminal {
             }
             sayln!("\nstopping after this step (Ctrl-C again to stop at once)");
         });
-        Self { interactive: stderr().is_terminal(), quiet, stop, phase: None, finished: Vec::new() }
+        Self {
+            interactive: stderr().is_terminal(),
+            quiet,
+            stop,
+            phase: None,
+            streamed: None,
+            finished: Vec::new(),
+        }
     }
 
     /// How long each phase took so far.
@@ -56,15 +65,21 @@ impl Terminal {
 
     fn end_phase(&mut self) {
         let Some((name, since)) = self.phase.take() else { return };
-        let took = since.elapsed();
+        let (took, streamed) = (since.elapsed(), self.streamed.take());
         if !self.quiet {
             let clear = if self.interactive { "\r\x1b[K" } else { "" };
-            sayln!("{clear}{name}: {}{}", seconds(took), memory());
+            let of_which = streamed.map_or_else(String::new, |Streamed { waited, bytes }| {
+                format!(" ({} waiting for {:.1} GB of weights)", seconds(waited), bytes as f64 / 1e9)
+            });
+            sayln!("{clear}{name}: {}{of_which}{}", seconds(took), memory());
         }
         // A phase that comes again, with another part of the clip, counts as one.
-        match self.finished.iter_mut().find(|(earlier, _)| *earlier == name) {
-            Some((_, whole)) => *whole += took,
-            None => self.finished.push((name, took)),
+        let waited = streamed.map(|streamed| (format!("{name}, waiting for weights"), streamed.waited));
+        for (name, took) in [(name, took)].into_iter().chain(waited) {
+            match self.finished.iter_mut().find(|(earlier, _)| *earlier == name) {
+                Some((_, whole)) => *whole += took,
+                None => self.finished.push((name, took)),
+            }
         }
     }
 
@@ -91,6 +106,7 @@ impl Progress for Terminal {
                 }
                 self.phase = Some((name, Instant::now()));
             }
+            Event::Streamed(streamed) => self.streamed = Some(streamed),
             Event::Step { done, of } if !self.quiet => self.step(done, of),
             Event::Note(note) if !self.quiet => {
                 sayln!("{}note: {note}", if self.interactive { "\r\x1b[K" } else { "" });

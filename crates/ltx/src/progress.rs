@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use crate::checkpoint::Streamed;
 use crate::error::{Error, Result};
 
 /// Something that happened.
@@ -21,6 +22,8 @@ pub enum Event {
         /// Steps in all.
         of: usize,
     },
+    /// What streaming weights took in the current phase, which is about to end.
+    Streamed(Streamed),
     /// Something the user should know but did not ask: a choice made for them, a tensor left unread.
     Note(String),
 }

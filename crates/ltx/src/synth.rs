@@ -46,8 +46,9 @@ pub struct Synth {
     pub like: Like,
     /// Transformer blocks, or layers of the text encoder; `None` is as many as the real file has.
     pub blocks: Option<usize>,
-    /// Blocks from this one on are holes in the file: they take no room on the disk, and read as zeros.
-    pub filled: Option<usize>,
+    /// Blocks from this one on, and all networks but the transformer, are holes in the file: they take no room on the
+    /// disk, and read as zeros.
+    pub sparse: Option<usize>,
     /// Where the values come from.
     pub seed: u64,
 }
@@ -157,6 +158,22 @@ impl Synth {
         Ok(if self.like == Like::Upsampler { value["2.3-spatial-x2"].clone() } else { value })
     }
 
+    fn is_hole(&self, key: &str) -> bool {
+        let Some(first) = self.sparse else { return false };
+        let root = Component::Dit.official_root();
+        let other = match self.like {
+            Like::V2_0 | Like::V2_3 => !key.strip_prefix(root).is_some_and(|key| Component::Dit.owns(key)),
+            Like::Upsampler | Like::Gemma => false,
+        };
+        other || block(key).is_some_and(|block| block >= first)
+    }
+
+    /// Bytes of a layout that take room on the disk.
+    pub fn bytes_on_disk(&self, layout: &Layout) -> u64 {
+        let there = layout.tensors.iter().filter(|(key, _)| !self.is_hole(key));
+        there.map(|(_, shape)| 2 * values(shape) as u64).sum()
+    }
+
     /// Writes the file, whole or not at all.
     pub fn write(&self, path: &Path, progress: &mut dyn Progress) -> Result<()> {
         self.write_layout(&self.layout()?, path, progress)
@@ -173,7 +190,7 @@ impl Synth {
         let mut random = Random(self.seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15));
         for (key, shape) in &layout.tensors {
             let size = values(shape);
-            if self.filled.is_some_and(|filled| block(key).is_some_and(|block| block >= filled)) {
+            if self.is_hole(key) {
                 out.seek(SeekFrom::Current(2 * size as i64)).map_err(failed)?;
             } else {
                 let mut left = size;
@@ -203,12 +220,6 @@ impl Layout {
     /// Of all values.
     pub fn bytes(&self) -> u64 {
         self.tensors.values().map(|shape| 2 * values(shape) as u64).sum()
-    }
-
-    /// Of the values that are no holes.
-    pub fn filled_bytes(&self, filled: Option<usize>) -> u64 {
-        let there = |key: &str| !filled.is_some_and(|filled| block(key).is_some_and(|block| block >= filled));
-        self.tensors.iter().filter(|(key, _)| there(key)).map(|(_, shape)| 2 * values(shape) as u64).sum()
     }
 
     /// Length and JSON of a safetensors header.
@@ -287,7 +298,7 @@ mod tests {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
             let official = Checkpoint::open(&[path.join(fixture).join("model.safetensors")]).unwrap();
             let file = &official.files()[0];
-            let synth = Synth { like, blocks: None, filled: Some(1), seed: 1 };
+            let synth = Synth { like, blocks: None, sparse: Some(1), seed: 1 };
             let layout = synth.layout_of(file.config().unwrap(), states).unwrap();
             for (key, info) in file.tensors().filter(|(key, _)| !read_by_none(key)) {
                 let shape = layout.tensors.get(&key).unwrap_or_else(|| panic!("{fixture} lacks {key}"));
@@ -320,7 +331,7 @@ mod tests {
 
     #[test]
     fn real_sizes_are_those_of_the_real_files() {
-        let layout = |like| Synth { like, blocks: None, filled: None, seed: 0 }.layout().unwrap();
+        let layout = |like| Synth { like, blocks: None, sparse: None, seed: 0 }.layout().unwrap();
         // GB of the official bf16 files; theirs hold a few tables in f32, too.
         for (like, gigabytes) in
             [(Like::V2_0, 43.3), (Like::V2_3, 46.1), (Like::Upsampler, 1.0), (Like::Gemma, 23.5)]
@@ -328,9 +339,9 @@ mod tests {
             let bytes = layout(like).bytes() as f64 / 1e9;
             assert!((bytes / gigabytes - 1.0).abs() < 0.03, "{like:?}: {bytes} GB");
         }
-        let small = Synth { like: Like::V2_3, blocks: Some(2), filled: Some(1), seed: 0 };
+        let small = Synth { like: Like::V2_3, blocks: Some(2), sparse: Some(1), seed: 0 };
         let two = small.layout().unwrap();
-        assert!(two.filled_bytes(small.filled) < two.bytes() && two.bytes() < layout(Like::V2_3).bytes() / 4);
+        assert!(small.bytes_on_disk(&two) < two.bytes() && two.bytes() < layout(Like::V2_3).bytes() / 4);
         assert!(Synth { blocks: Some(0), ..small }.layout().is_err());
     }
 }

@@ -183,9 +183,10 @@ pub struct Synth {
     /// Transformer blocks, or layers of the text encoder [default: 48, as the real ones have]
     #[arg(long, value_name = "N")]
     pub blocks: Option<usize>,
-    /// Give only the first N blocks values; the others take no room on the disk and read as zeros
+    /// Give only the transformer and the first N of its blocks values; the rest are holes, which read as zeros and take no
+    /// room on the disk
     #[arg(long, value_name = "N")]
-    pub filled: Option<usize>,
+    pub sparse: Option<usize>,
     /// Seed of the values
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

@@ -14,7 +14,7 @@ mod weights;
 pub use component::Component;
 pub use config::Config;
 pub use header::{File, TensorInfo};
-pub use residency::{Blocks, Residency};
+pub use residency::{Blocks, Residency, Streamed};
 pub use weights::{Unread, Weights};
 
 use std::path::{Path, PathBuf};

@@ -1,12 +1,18 @@
 //! How a network's blocks are kept: all of them in memory, or each read from its file when its turn comes.
 //!
 //! Files are memory-mapped, so "read" means that the system brings pages in when a block computes, and "in memory" that
-//! they stay. Streaming tells the system of the next block while this one computes, and gives this one's pages back after.
+//! they stay. Streaming has a thread bring in the next block while this one computes (after the last comes the first, for
+//! the next step), and gives this one's pages back after.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::{File, Weights};
 use crate::error::{Error, Result};
@@ -19,9 +25,18 @@ pub enum Residency {
     Resident,
     /// One at a time.
     Streaming {
-        /// How many blocks are read ahead while one computes. They wait in the system's cache, not in this process.
+        /// How many blocks are read ahead while one computes. They are in memory beside it.
         ahead: usize,
     },
+}
+
+/// What streaming took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streamed {
+    /// For how long nothing was computed because a block was not there yet.
+    pub waited: Duration,
+    /// Bytes of the blocks that were brought in, every time. What the system still had did not come from the disk.
+    pub bytes: u64,
 }
 
 /// A network's blocks, which compute one after the other.
@@ -34,10 +49,10 @@ enum Kept<T> {
         places: Vec<Weights>,
     },
     Streamed {
-        places: Vec<Weights>,
+        reader: Reader,
         load: Load<T>,
         ahead: usize,
-        reader: Reader,
+        places: Vec<Weights>,
     },
 }
 
@@ -61,7 +76,7 @@ impl<T> Blocks<T> {
                 for place in &places {
                     load(place)?;
                 }
-                Kept::Streamed { places, load: Box::new(load), ahead, reader: Reader::new()? }
+                Kept::Streamed { reader: Reader::new()?, load: Box::new(load), ahead, places }
             }
         }))
     }
@@ -79,6 +94,14 @@ impl<T> Blocks<T> {
         matches!(self.0, Kept::Streamed { .. })
     }
 
+    /// What streaming took since this was asked last.
+    pub fn streaming(&self) -> Option<Streamed> {
+        match &self.0 {
+            Kept::All { .. } => None,
+            Kept::Streamed { reader, .. } => Some(reader.streamed.take()),
+        }
+    }
+
     /// What `work` makes of block `index`. It must have been computed when `work` returns: what is lazy would keep the
     /// block's weights.
     pub fn with<R>(&self, index: usize, work: impl FnOnce(&T) -> Result<R>) -> Result<R> {
@@ -92,9 +115,8 @@ impl<T> Blocks<T> {
             }
             Kept::Streamed { places, load, ahead, reader } => {
                 let place = places.get(index).ok_or_else(missing)?;
-                for next in places.iter().skip(index + 1).take(*ahead) {
-                    reader.read(next.spans());
-                }
+                let ring = (index..places.len()).chain(0..index).take(ahead.saturating_add(1));
+                reader.bring(ring.map(|index| (index, &places[index])));
                 let done = work(&load(place)?);
                 place.spans().into_iter().for_each(Span::release);
                 done
@@ -154,27 +176,64 @@ pub(super) fn joined(mut spans: Vec<Span>) -> Vec<Span> {
     joined
 }
 
-/// A thread that has files read into the system's cache. It ends when this is dropped.
-struct Reader(Sender<Vec<Span>>);
+/// A thread that brings blocks into memory, one after the other. It ends when this is dropped.
+struct Reader {
+    asked: Option<Sender<(Vec<Span>, Sender<()>)>>,
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    /// Blocks that were asked for and not used yet, in order, and where the thread says that they are there.
+    coming: RefCell<VecDeque<(usize, Receiver<()>)>>,
+    streamed: Cell<Streamed>,
+}
 
 impl Reader {
     fn new() -> Result<Self> {
-        let (sender, receiver) = channel::<Vec<Span>>();
+        let (asked, receiver) = channel::<(Vec<Span>, Sender<()>)>();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
         let work = move || {
-            for span in receiver.into_iter().flatten() {
-                span.file.prefetch(span.bytes);
+            for (spans, done) in receiver {
+                spans.into_iter().for_each(|span| span.file.read(span.bytes, &stopped));
+                // Nobody waits for a block that was passed over.
+                let _ = done.send(());
             }
         };
-        let spawned = std::thread::Builder::new().name("read ahead".into()).spawn(work);
-        spawned.map_err(|error| {
+        let thread = std::thread::Builder::new().name("read ahead".into()).spawn(work).map_err(|error| {
             Error::machine(format!("no thread to read ahead: {error}"), "close other programs")
         })?;
-        Ok(Self(sender))
+        let (coming, streamed) = Default::default();
+        Ok(Self { asked: Some(asked), thread: Some(thread), stop, coming, streamed })
     }
 
-    fn read(&self, spans: Vec<Span>) {
-        // Were the thread gone, pages would come in when they are used.
-        drop(self.0.send(spans));
+    /// Has the blocks of `ring` brought in, and waits for the first.
+    fn bring<'a>(&self, ring: impl Iterator<Item = (usize, &'a Weights)>) {
+        let (mut coming, mut ring) = (self.coming.borrow_mut(), ring.peekable());
+        let first = ring.peek().map(|(index, _)| *index);
+        while coming.front().is_some_and(|(index, _)| Some(*index) != first) {
+            coming.pop_front();
+        }
+        let mut streamed = self.streamed.get();
+        for (index, weights) in ring {
+            if !coming.iter().any(|(known, _)| *known == index) {
+                let ((done, there), spans) = (channel(), weights.spans());
+                streamed.bytes += spans.iter().map(|span| span.bytes.len() as u64).sum::<u64>();
+                // Were the thread gone, pages would come in when they are used.
+                drop(self.asked.as_ref().map(|asked| asked.send((spans, done))));
+                coming.push_back((index, there));
+            }
+        }
+        let start = Instant::now();
+        let _ = coming.pop_front().map(|(_, there)| there.recv());
+        streamed.waited += start.elapsed();
+        self.streamed.set(streamed);
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.asked.take());
+        drop(self.thread.take().map(JoinHandle::join));
     }
 }
 
@@ -229,9 +288,30 @@ mod tests {
         let (key, info) = file.tensors().next().unwrap();
         let before = file.bytes(info).to_vec();
         file.release(file.span(&key).unwrap());
-        file.prefetch(file.span(&key).unwrap());
+        file.read(file.span(&key).unwrap(), &AtomicBool::new(false));
         file.release_all();
         assert_eq!(file.bytes(info), before);
+    }
+
+    #[test]
+    fn blocks_are_brought_in_once_for_a_step_and_the_first_again_after_the_last() {
+        let (weights, _) = checkpoint().component(Component::Dit, Dtype::F32).unwrap();
+        let place = weights.at("transformer_blocks");
+        let size = |index| place.at(index).spans().iter().map(|span| span.bytes.len() as u64).sum::<u64>();
+        let (zero, one) = (size(0), size(1));
+        let load = |ahead| {
+            let kept = place.clone().kept(Residency::Streaming { ahead });
+            Blocks::load(&kept, 2, |block| Ok(block.has("attn1.to_q.weight"))).unwrap()
+        };
+        // Blocks 0 and 1 twice; with reading ahead, 0 for a third time that does not come.
+        for (ahead, expected) in [(0, 2 * (zero + one)), (1, 3 * zero + 2 * one), (9, 3 * zero + 2 * one)] {
+            let blocks = load(ahead);
+            for index in [0, 1, 0, 1] {
+                blocks.with(index, |_| Ok(())).unwrap();
+            }
+            assert_eq!(blocks.streaming().unwrap().bytes, expected, "{ahead} ahead");
+            assert_eq!(blocks.streaming(), Some(Streamed::default()));
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) use stream::{FeedForward, Flow};
 use block::{Block, Kept};
 use port::Port;
 
-use crate::checkpoint::{self, Blocks, Weights};
+use crate::checkpoint::{self, Blocks, Streamed, Weights};
 use crate::error::{Error, Result};
 use crate::shape::Modality;
 use crate::trace::Trace;
@@ -123,6 +123,11 @@ impl Dit {
             blocks: Blocks::load(&blocks, config.layers, move |block| Block::load(block, &block_config))?,
             dtype: weights.dtype(),
         })
+    }
+
+    /// What streaming its blocks took since this was asked last, if they are streamed.
+    pub fn streaming(&self) -> Option<Streamed> {
+        self.blocks.streaming()
     }
 
     /// Everything that a run's steps share: rotary tables, the text's projection, masks.

@@ -20,7 +20,7 @@ use crate::diffusion::patchify::{audio_latent, video_latent};
 use crate::dit::Dit;
 use crate::error::{Error, Result};
 use crate::noise::Noise;
-use crate::progress::Progress;
+use crate::progress::{Event, Progress};
 use crate::shape::Modality;
 use crate::upsampler::Upsampler;
 use crate::video_vae::{Encoder, Statistics};
@@ -267,6 +267,9 @@ impl Plan<'_> {
             };
             let keeper = Keeper { saved: self.saved.as_ref(), place: &place };
             let latents = made.run(dit, text, noise, moment.take(), keeper, progress)?;
+            if let Some(streamed) = dit.streaming() {
+                progress.report(Event::Streamed(streamed))?;
+            }
             sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));
             if let Some(saved) = self.saved.as_ref().filter(|_| stage + 1 < self.steps.len()) {
                 place.words.push_str(": all steps");
