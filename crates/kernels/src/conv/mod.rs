@@ -93,7 +93,7 @@ pub fn conv<'a>(
     fits("input", x.len() + before, &[shape.batch, a, b, c, shape.inputs])?;
     // Whole slices, and whatever finds them is made for them.
     let slice = shape.batch * b * c * shape.inputs;
-    if before > 0 && (before % slice != 0 || shape.axes.len() != 3 || geometry.depthwise) {
+    if before > 0 && (!before.is_multiple_of(slice) || shape.axes.len() != 3 || geometry.depthwise) {
         let expected = format!("a multiple of {slice} values, before three axes");
         return Err(Error::Shape { what: "past", expected, found: before.to_string() });
     }

@@ -208,6 +208,7 @@ mod tests {
             force_guidance: false,
             noise: None,
             dtype: Dtype::F32,
+            quantize: None,
             unread: UnreadPolicy::Component,
             residency: crate::checkpoint::Residency::Resident,
             tiling: Tiling::auto(),
