@@ -152,11 +152,16 @@ impl Cache {
 
     /// Free bytes where the cache is, or will be.
     pub(crate) fn room(&self) -> Option<u64> {
-        let here = self.root.ancestors().find(|folder| folder.exists())?;
-        let here = if here.as_os_str().is_empty() { Path::new(".") } else { here };
-        let space = rustix::fs::statvfs(here).ok()?;
-        Some(space.f_bavail.saturating_mul(space.f_frsize))
+        room(&self.root)
     }
+}
+
+/// Free bytes on the disk where a file or folder is, or will be.
+pub fn room(path: &Path) -> Option<u64> {
+    let here = path.ancestors().find(|folder| folder.exists())?;
+    let here = if here.as_os_str().is_empty() { Path::new(".") } else { here };
+    let space = rustix::fs::statvfs(here).ok()?;
+    Some(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
 /// Whether a snapshot holds all that its own index of weights names; without an index, any weights at all.

@@ -20,7 +20,7 @@ mod transfer;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use cache::Cache;
+pub use cache::{Cache, room};
 pub use error::{Error, Result};
 pub use plan::{Event, Item, Plan, Progress, size};
 pub use reference::Reference;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 use kernels::{
-    Activation, AttentionShape, Axis, ConvShape, Epilogue, Matrix, Norm, PerRow, Rotation, Scaling, Snake,
-    Values, ValuesMut,
+    Activation, AttentionShape, Axis, ConvShape, Epilogue, Matrix, Norm, Packed, Packing, PerRow, Rotation,
+    Scales, Scaling, Snake, Values, ValuesMut,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,9 +22,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let wanted =
         |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    for (m, n, k) in
-        [(1, 4096, 4096), (16, 4096, 4096), (256, 4096, 4096), (1024, 4096, 4096), (256, 16384, 4096)]
-    {
+    for (m, n, k) in [
+        (1, 4096, 4096),
+        (4, 4096, 4096),
+        (8, 4096, 4096),
+        (16, 4096, 4096),
+        (256, 4096, 4096),
+        (1024, 4096, 4096),
+        (256, 16384, 4096),
+    ] {
         let name = format!("linear-m{m}-n{n}-k{k}");
         let flops = 2.0 * (m * n * k) as f64;
         if wanted(&(name.clone() + "-bf16")) {
@@ -39,6 +45,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (x, weight) = (Matrix::new(&x[..], m, k)?, Matrix::new(&weight[..], n, k)?);
             time(&(name + "-f32"), Amount::Operations(flops), || {
                 kernels::linear(x, weight, &Epilogue::default(), &mut out[..])
+            })?;
+        }
+        for (kind, packing) in [
+            ("q8", Packing::Affine { bits: 8, group: 64 }),
+            ("q4", Packing::Affine { bits: 4, group: 64 }),
+            ("mxfp8", Packing::Mxfp8),
+            ("nvfp4", Packing::Nvfp4),
+        ] {
+            let name = format!("linear-m{m}-n{n}-k{k}-{kind}");
+            if !wanted(&name) {
+                continue;
+            }
+            let (x, mut out) = (narrow(m * k), narrow(m * n));
+            let codes: Vec<u32> = wide(n * k * packing.bits() / 32).into_iter().map(f32::to_bits).collect();
+            let (floats, bytes) = (narrow(n * k / packing.group()), vec![120; n * k / packing.group()]);
+            let scales = match packing {
+                Packing::Affine { .. } => {
+                    Scales::Affine { scales: floats[..].into(), biases: floats[..].into() }
+                }
+                _ => Scales::Bytes(&bytes),
+            };
+            let (x, weight) = (Matrix::new(&x[..], m, k)?, Packed::new(&codes, scales, packing, n, k)?);
+            time(&name, Amount::Operations(flops), || {
+                kernels::linear_packed(x, weight, &Epilogue::default(), &mut out[..])
             })?;
         }
     }
@@ -92,14 +122,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (x, weight, mut out) = (narrow(places * inputs), narrow(weights), narrow(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
             time(&(name.clone() + "-bf16"), Amount::Operations(flops), || {
-                kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
+                kernels::conv(x, None, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
         }
         if wanted(&(name.clone() + "-f32")) {
             let (x, weight, mut out) = (wide(places * inputs), wide(weights), wide(places * outputs));
             let (x, weight) = (x[..].into(), weight[..].into());
             time(&(name + "-f32"), Amount::Operations(flops), || {
-                kernels::conv(x, weight, &shape, &Epilogue::default(), &mut out[..])
+                kernels::conv(x, None, weight, &shape, &Epilogue::default(), &mut out[..])
             })?;
         }
     }

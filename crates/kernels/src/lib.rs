@@ -15,18 +15,20 @@ pub mod measure;
 mod norm;
 mod packing;
 mod pool;
+mod quantize;
 mod snake;
 mod values;
 
-pub use attention::{AttentionShape, Mask, attention};
+pub use attention::{Added, AttentionShape, Mask, attention};
 pub use conv::{Axis, ConvShape, Padding, conv};
 pub use elementwise::{activate, gate_heads};
-pub use gemm::{Epilogue, PerRow, Residual, linear};
+pub use gemm::{Epilogue, PerRow, Residual, linear, linear_packed};
 pub use isa::{Isa, isa, set_isa};
 pub use math::Activation;
 pub use norm::{Norm, Rotation, Scaling, norm, norm_and_rotate};
-pub use packing::Packing;
+pub use packing::{Packed, Packing, Scales};
 pub use pool::{set_threads, threads};
+pub use quantize::{PartMut, dequantize, look_up, quantize};
 pub use snake::{Snake, snake};
 pub use values::{Matrix, Values, ValuesMut};
 

@@ -145,6 +145,8 @@ pub(crate) trait Element: Copy + Send + Sync + bytemuck::Pod {
     fn from_f32(value: f32) -> Self;
     fn load<S: Simd>(simd: S, from: &[Self]) -> S::V;
     fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self]);
+    /// Two vectors, one behind the other; subnormal numbers may become 0.
+    fn store_twice<S: Simd>(simd: S, v: [S::V; 2], to: &mut [Self]);
 }
 
 impl Element for f32 {
@@ -173,6 +175,12 @@ impl Element for f32 {
     fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self]) {
         simd.store(v, to);
     }
+
+    #[inline(always)]
+    fn store_twice<S: Simd>(simd: S, [first, second]: [S::V; 2], to: &mut [Self]) {
+        simd.store(first, to);
+        simd.store(second, &mut to[S::LANES..]);
+    }
 }
 
 impl Element for bf16 {
@@ -200,6 +208,11 @@ impl Element for bf16 {
     #[inline(always)]
     fn store<S: Simd>(simd: S, v: S::V, to: &mut [Self]) {
         simd.store_bf16(v, to);
+    }
+
+    #[inline(always)]
+    fn store_twice<S: Simd>(simd: S, v: [S::V; 2], to: &mut [Self]) {
+        simd.store_bf16_twice(v, to);
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod support;
 
-use kernels::{AttentionShape, Isa, Mask};
+use kernels::{Added, AttentionShape, Isa, Mask};
 use support::{Data, close, every_isa};
 
 /// What is masked, if anything.
@@ -15,6 +15,8 @@ enum Masked {
     Scores,
     /// −∞ for keys after the query, the same in every head.
     Later,
+    /// The keys before a query alone, and so many of them.
+    Past(usize),
     /// −∞ for two of three keys, the same for every query.
     Keys,
 }
@@ -48,6 +50,14 @@ fn check(isa: Isa, s: &AttentionShape, masked: Masked, narrow: bool) {
             };
             ((0..s.queries).flat_map(row).collect(), [1, 1, s.queries])
         }
+        Masked::Past(window) => {
+            let row = |query| {
+                let place = s.keys - s.queries + query;
+                let sees = move |key| key <= place && place - key < window;
+                (0..s.keys).map(move |key| if sees(key) { 0.0 } else { f32::NEG_INFINITY })
+            };
+            ((0..s.queries).flat_map(row).collect(), [1, 1, s.queries])
+        }
         Masked::Keys => {
             let row = |sample| {
                 (0..s.keys).map(move |key| if (key + sample) % 3 > 0 { f32::NEG_INFINITY } else { 0.0 })
@@ -57,7 +67,10 @@ fn check(isa: Isa, s: &AttentionShape, masked: Masked, narrow: bool) {
     };
     let given = (masked != Masked::Nothing).then(|| {
         let [batch, heads, queries] = mask_shape;
-        Mask { values: mask[..].into(), batch, heads, queries }
+        match masked {
+            Masked::Past(window) => Mask::Past { window },
+            _ => Mask::Added(Added { values: mask[..].into(), batch, heads, queries }),
+        }
     });
     let scale = 1.7 / (s.head_dim as f32).sqrt();
     let mut out = Data::new(s.batch * s.heads * s.queries * s.value_dim, 5, narrow);
@@ -109,6 +122,11 @@ fn agrees_with_sums_in_f64() {
                 for masked in [Masked::Nothing, Masked::Scores, Masked::Later, Masked::Keys] {
                     check(isa, &shape, masked, narrow);
                 }
+                for window in [1, 3, 40, 260, usize::MAX] {
+                    // Queries are some of the keys.
+                    let shape = AttentionShape { keys: shape.keys.max(shape.queries), ..shape };
+                    check(isa, &shape, Masked::Past(window), narrow);
+                }
             }
         }
     });
@@ -120,7 +138,7 @@ fn queries_that_see_nothing_get_zeros() {
         let s = shape([1, 1, 1], 2, 3, 2, 2);
         let ones = [1.0f32; 6];
         let mask = [[f32::NEG_INFINITY; 3], [0.0, f32::NEG_INFINITY, 0.0]].concat();
-        let mask = Mask { values: mask[..].into(), batch: 1, heads: 1, queries: 2 };
+        let mask = Mask::Added(Added { values: mask[..].into(), batch: 1, heads: 1, queries: 2 });
         let mut out = [7.0f32; 4];
         let (q, kv) = (ones[..4].into(), ones[..].into());
         kernels::attention([q, kv, kv], &s, 1.0, Some(mask), &mut out[..]).unwrap();
@@ -156,7 +174,7 @@ fn refuses_what_does_not_fit() {
     };
     let s = shape([1, 2, 1], 3, 2, 4, 4);
     let mask = |heads: usize, queries: usize| {
-        Some(Mask { values: values[..heads * queries * 2].into(), batch: 1, heads, queries })
+        Some(Mask::Added(Added { values: values[..heads * queries * 2].into(), batch: 1, heads, queries }))
     };
     assert!(fits(&s, 24, 8, None, 24));
     assert!(fits(&s, 24, 8, mask(1, 3), 24));

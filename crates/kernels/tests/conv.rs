@@ -37,6 +37,7 @@ fn check(isa: Isa, shape: &ConvShape, [x, weight, out]: [bool; 3]) {
     let mut ours = Data::new(total, 4, out);
     kernels::conv(
         x.values(),
+        None,
         weight.values(),
         shape,
         &Epilogue { bias: Some(bias.values()), activation: Activation::Silu, residual: None },
@@ -132,6 +133,33 @@ fn a_filter_for_each_channel_agrees_with_sums_in_f64() {
     });
 }
 
+/// The same numbers, bit for bit, wherever the input is cut in two.
+#[test]
+fn what_came_before_may_be_given_apart() {
+    let axes = vec![continued(axis(7, 3, 2, 1, 0, 1)), axis(5, 3, 1, 1, 1, 1), axis(6, 3, 1, 1, 1, 1)];
+    let shape = ConvShape { batch: 2, axes, inputs: 11, outputs: 18, groups: 1 };
+    let slice = 5 * 6 * 11;
+    let values = Data::new(2 * 7 * slice, 1, false).floats();
+    let weight = Data::new(18 * 27 * 11, 2, false).floats();
+    let epilogue = Epilogue::default();
+    let run = |x: &[f32], past: Option<&[f32]>, shape: &ConvShape, len: usize| {
+        let mut out = vec![0.0f32; len];
+        let past = past.map(Into::into);
+        kernels::conv(x.into(), past, (&weight[..]).into(), shape, &epilogue, &mut out[..]).map(|()| out)
+    };
+    let len = 2 * 3 * 5 * 6 * 18;
+    let whole = run(&values, None, &shape, len).unwrap();
+    for cut in 1..7 {
+        let part = |from: usize, to: usize| -> Vec<f32> {
+            values.chunks(7 * slice).flat_map(|sample| &sample[from * slice..to * slice]).copied().collect()
+        };
+        assert_eq!(run(&part(cut, 7), Some(&part(0, cut)), &shape, len).unwrap(), whole, "cut at {cut}");
+    }
+    assert!(run(&values[1..], Some(&values[..1]), &shape, len).is_err());
+    let line = ConvShape { axes: shape.axes[..1].to_vec(), ..shape };
+    assert!(run(&values[..6 * 22], Some(&values[..22]), &line, 2 * 3 * 18).is_err());
+}
+
 #[test]
 fn refuses_what_does_not_fit() {
     let values = [0.0f32; 64];
@@ -139,7 +167,7 @@ fn refuses_what_does_not_fit() {
         let mut written = [0.0f32; 64];
         let [x, weight, bias] = [x, weight, bias].map(|len| (&values[..len]).into());
         let epilogue = Epilogue { bias: Some(bias), ..Epilogue::default() };
-        kernels::conv(x, weight, shape, &epilogue, &mut written[..out]).is_ok()
+        kernels::conv(x, None, weight, shape, &epilogue, &mut written[..out]).is_ok()
     };
     let shape = ConvShape { batch: 1, axes: vec![axis(5, 3, 1, 1, 1, 1)], inputs: 2, outputs: 3, groups: 1 };
     assert!(fits(&shape, 10, 18, 3, 15));

@@ -6,10 +6,15 @@ mod files;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ltx::nn::Packing;
 
 use crate::images::Images;
+use crate::shots::Shots;
 
-pub use files::{CacheCommand, Decode, EncodeText, LikeChoice, Synth};
+pub use files::{
+    CacheCommand, Decode, EncodeText, LikeChoice, LoraCommand, LoraInspect, LoraMerge, Quantize, Resume,
+    Synth, Tiles,
+};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -31,7 +36,9 @@ pub enum Command {
     Inspect(Inspect),
     /// Encode a prompt into a file for generate --embedding
     EncodeText(EncodeText),
-    /// Make a clip of latents that generate --skip-vae wrote
+    /// Go on with an interrupted run
+    Resume(Resume),
+    /// Make a clip of latents that generate --skip-vae or an interrupted run wrote
     Decode(Decode),
     /// Show or clear the cache of encoded prompts
     Cache {
@@ -43,6 +50,8 @@ pub enum Command {
     /// Look into LoRA files, or merge them into a model
     #[command(subcommand)]
     Lora(LoraCommand),
+    /// Write a model with its large matrices packed into 8 or 4 bits
+    Quantize(Quantize),
     /// Fetch models from the model hub, or list their names
     Download(Download),
     /// Prove that this build computes what the reference computes, on golden files
@@ -52,7 +61,7 @@ pub enum Command {
     /// Measure how fast this machine does the model's work, with random weights
     #[command(alias = "benchmark")]
     Bench(Bench),
-    /// Write a file like an official one, of full size, with random weights: for measuring
+    /// Write model files of full size with random weights, to measure memory and speed with
     Synth(Synth),
 }
 
@@ -76,6 +85,37 @@ pub enum DtypeChoice {
     F16,
     /// float32: twice the memory, for comparisons
     F32,
+}
+
+/// Into how many bits weights are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeChoice {
+    /// Not at all
+    #[value(aliases = ["bf16", "no", "off"])]
+    None,
+    /// 8 bits, with a scale and a bias for each 64 values: half the size, no loss to speak of
+    #[value(name = "8", aliases = ["int8", "q8"])]
+    Eight,
+    /// 4 bits, in the same way: 28 % of the size, with a loss
+    #[value(name = "4", aliases = ["int4", "q4"])]
+    Four,
+    /// Floats of 8 bits, with a scale for each 32
+    Mxfp8,
+    /// Floats of 4 bits, with a scale for each 16
+    Nvfp4,
+}
+
+impl QuantizeChoice {
+    /// The packing, with groups of 64 where there is a choice.
+    pub fn packing(self) -> Option<Packing> {
+        match self {
+            Self::None => None,
+            Self::Eight => Some(Packing::Affine { bits: 8, group: 64 }),
+            Self::Four => Some(Packing::Affine { bits: 4, group: 64 }),
+            Self::Mxfp8 => Some(Packing::Mxfp8),
+            Self::Nvfp4 => Some(Packing::Nvfp4),
+        }
+    }
 }
 
 /// How frames and sound are encoded.
@@ -157,6 +197,18 @@ pub struct Generate {
     /// Frames, 8k + 1 [default: 97; 25 for the toy]
     #[arg(short, long, value_name = "N", visible_alias = "num-frames", alias = "video-frames")]
     pub frames: Option<usize>,
+    /// Length of the clip, to the nearest 8k + 1 frames, instead of --frames
+    #[arg(long, value_name = "SECONDS", conflicts_with = "frames", alias = "duration")]
+    pub seconds: Option<f64>,
+    #[command(flatten)]
+    pub shots: Shots,
+    /// The most frames made at once, 8k + 1: a longer clip is made in windows, each going on with the last one's picture
+    /// and sound [default: 121; 25 for the toy]
+    #[arg(long, value_name = "N", alias = "clip-frames")]
+    pub window: Option<usize>,
+    /// Frames of the last window that the next one is given, 8k + 1 [default: a quarter of --window, 9 to 25]
+    #[arg(long, value_name = "N")]
+    pub overlap: Option<usize>,
     /// Frames per second
     #[arg(long, value_name = "FPS", default_value_t = 24.0, visible_alias = "fps")]
     pub frame_rate: f64,
@@ -216,12 +268,20 @@ pub struct Generate {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
+    /// Pack the large matrices of the transformer and the text encoder while they are read, to use less memory
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
+    pub quantize: QuantizeChoice,
     /// What encodes the clip
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = EncoderChoice::Builtin)]
     pub encoder: EncoderChoice,
     /// Read the transformer and the text encoder block by block as they compute, instead of keeping them in memory
     #[arg(long)]
     pub stream: bool,
+    #[command(flatten)]
+    pub tiles: Tiles,
+    /// Go on with what an interrupted run of this very command has done
+    #[arg(long)]
+    pub resume: bool,
     /// Go on when a file holds tensors that nobody reads
     #[arg(long, conflicts_with = "strict")]
     pub allow_unread: bool,
@@ -320,45 +380,6 @@ pub struct Inspect {
     pub json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum LoraCommand {
-    /// Show what a LoRA changes, and whether it fits a model
-    Inspect(LoraInspect),
-    /// Write a model file with LoRAs merged into it
-    Merge(LoraMerge),
-    /// List the LoRAs with short names
-    List,
-}
-
-#[derive(Debug, Args)]
-pub struct LoraInspect {
-    /// LoRA file, adapter folder, or short name
-    #[arg(value_name = "FILE")]
-    pub file: String,
-    /// Model files or folders to compare with
-    #[arg(long, value_name = "MODEL")]
-    pub against: Vec<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct LoraMerge {
-    /// Model file
-    #[arg(value_name = "MODEL")]
-    pub model: PathBuf,
-    /// LoRA and its strength (1 if left out); may be repeated
-    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, required = true, allow_negative_numbers = true)]
-    pub lora: Vec<String>,
-    /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
-    /// Print errors only
-    #[arg(short, long)]
-    pub quiet: bool,
-}
-
 #[derive(Debug, Args)]
 pub struct Verify {
     /// Golden files
@@ -414,6 +435,9 @@ pub struct Enhance {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
+    /// Pack Gemma's large matrices while they are read, to use less memory
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
+    pub quantize: QuantizeChoice,
     /// Print the prompt and errors only
     #[arg(short, long)]
     pub quiet: bool,

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ltx::Result;
 use ltx::media::{FrameRate, Options, Writer};
-use ltx::pipeline::{Decoding, LatentFile};
+use ltx::pipeline::{Decoding, LatentFile, SavedRun};
+use ltx::{Error, Result};
 
 use crate::args::Decode;
 use crate::generate::{Printing, Summary, check_output, encoder, unread, write};
@@ -14,7 +14,14 @@ use crate::terminal::Terminal;
 pub fn run(arguments: &Decode) -> Result<()> {
     let started = Instant::now();
     crate::choose_device(arguments.device)?;
-    let file = LatentFile::open(&arguments.file)?;
+    let run = if arguments.file.is_dir() { Some(SavedRun::open(&arguments.file)?) } else { None };
+    let file = match &run {
+        Some(run) => LatentFile::open(&run.latents_path().ok_or_else(|| {
+            let problem = format!("the run in {} has no latents yet", run.path().display());
+            Error::request(problem, format!("go on with it: ltx resume {}", run.output().display()))
+        })?)?,
+        None => LatentFile::open(&arguments.file)?,
+    };
     let output = arguments.output.clone().unwrap_or_else(|| beside(&arguments.file, file.output.as_deref()));
     let dtype = arguments.dtype.map(crate::dtype);
     let known = arguments.model.is_empty() && !file.models.is_empty();
@@ -32,8 +39,11 @@ pub fn run(arguments: &Decode) -> Result<()> {
     check_output(&output, video.frames, file.latents.audio.is_some())?;
     let writer = Writer::create(&output, &options)?;
     let mut terminal = Terminal::new(arguments.quiet);
-    let clip = decoding.run(&mut terminal)?;
+    let clip = decoding.run(arguments.tiles.tiling(), &mut terminal)?;
     write(clip, writer, video.frames, &mut terminal)?;
+    if let Some(run) = run.filter(|_| arguments.output.is_none()) {
+        run.remove();
+    }
     let summary = Summary {
         output: &output,
         what: format!("{} frames of {}x{}", video.frames, video.width, video.height),

@@ -19,6 +19,7 @@ pub fn run(arguments: &EncodeText) -> Result<()> {
         output: arguments.output.clone(),
         max_tokens: arguments.max_tokens,
         dtype: crate::dtype(arguments.dtype),
+        quantize: arguments.quantize.packing(),
         residency: crate::generate::residency(arguments.stream),
         unread: crate::generate::unread(arguments.allow_unread, false),
         cache: (!arguments.no_cache).then(crate::cache::open).flatten(),

@@ -28,7 +28,8 @@ pub fn run(arguments: &Enhance) -> Result<()> {
         max_tokens: arguments.max_tokens,
         ..Sampling::enhancement(arguments.seed)
     };
-    let folder = GemmaFolder::open(&crate::models::needed_gemma(arguments.gemma.as_deref())?)?;
+    let folder = GemmaFolder::open(&crate::models::needed_gemma(arguments.gemma.as_deref())?)?
+        .packed_as(arguments.quantize.packing());
     let mut terminal = Terminal::new(arguments.quiet);
     let dtype = crate::dtype(arguments.dtype);
     let text = enhance(&folder, dtype, &arguments.prompt, scene, &sampling, &mut terminal)?;
@@ -43,7 +44,7 @@ pub fn replace_prompt(request: &mut Request, terminal: &mut Terminal) -> Result<
         return Err(Error::request("--enhance-prompt needs a prompt and --gemma", "give both"));
     };
     let sampling = Sampling::enhancement(request.seed);
-    let folder = GemmaFolder::open(gemma)?;
+    let folder = GemmaFolder::open(gemma)?.packed_as(request.quantize);
     let scene = if request.images.is_empty() { Scene::Text } else { Scene::Image };
     let text = enhance(&folder, request.dtype, prompt, scene, &sampling, terminal)?;
     sayln!("prompt: {text}");

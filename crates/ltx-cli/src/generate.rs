@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ltx::checkpoint::Residency;
 use ltx::diffusion::step::Sampler;
 use ltx::media::{Encoder, FrameRate, Options, Writer};
-use ltx::pipeline::{Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, UnreadPolicy};
+use ltx::pipeline::{Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, UnreadPolicy, frames_of};
 use ltx::progress::{Event, Progress};
 use ltx::{Error, Result};
 use serde_json::json;
@@ -15,12 +15,24 @@ use crate::args::{EncoderChoice, Generate, RecipeChoice, SamplerChoice};
 use crate::terminal::{Terminal, peak_memory, seconds};
 use crate::toy::{self, Toy};
 
+/// Frames made at once, unless others are asked for: the official pipelines' own number.
+const WINDOW: usize = 121;
+
 pub fn run(arguments: &Generate) -> Result<()> {
     let started = Instant::now();
     crate::choose_device(arguments.device)?;
     let (mut request, toy) = request(arguments)?;
+    let length = arguments.seconds.or_else(|| arguments.shots.seconds()).map(|seconds| {
+        format!("{seconds} seconds at {} frames per second: {} frames", request.frame_rate, request.frames)
+    });
     let mut terminal = Terminal::new(arguments.quiet);
-    if arguments.enhance_prompt {
+    let note = crate::resume::note(request.prompt.as_deref());
+    let saved =
+        if arguments.resume { Some(crate::resume::open(&arguments.output, &mut terminal)?) } else { None };
+    let enhanced = saved.as_ref().and_then(|saved| crate::resume::enhanced(saved, &note));
+    if let Some(prompt) = enhanced.filter(|_| arguments.enhance_prompt) {
+        request.prompt = Some(prompt);
+    } else if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
         let plan = Plan::new(&request)?;
         check_output(&arguments.output, request.frames, plan.has_sound())?;
@@ -28,7 +40,10 @@ pub fn run(arguments: &Generate) -> Result<()> {
     }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
     // place to write to.
-    let plan = Plan::new(&request)?;
+    let mut plan = match saved {
+        Some(saved) => Plan::resume(&request, saved, note.clone())?,
+        None => Plan::new(&request)?,
+    };
     let options = Options {
         width: plan.width() as u32,
         height: plan.height() as u32,
@@ -41,19 +56,40 @@ pub fn run(arguments: &Generate) -> Result<()> {
     if let Some(path) = &arguments.save_latents {
         ltx::pipeline::check_latents_path(path)?;
     }
-    for note in toy.iter().flat_map(|toy| toy.notes(&request)) {
+    for note in toy.iter().flat_map(|toy| toy.notes(&request)).chain(length) {
         // Whether to stop is asked at every step.
         let _ = terminal.event(Event::Note(note));
     }
-    if arguments.skip_vae {
-        drop(writer);
-        return skip_vae(arguments, &plan, terminal, started);
+    if plan.saved().is_none() {
+        plan.save_in(crate::resume::create(&arguments.output, &mut terminal)?, note);
     }
+    let done = if arguments.skip_vae {
+        drop(writer);
+        skip_vae(arguments, &plan, terminal, started)
+    } else {
+        clip(arguments, &plan, writer, terminal, started)
+    };
+    match (&done, plan.saved()) {
+        (Ok(()), Some(saved)) => saved.remove(),
+        (Err(_), Some(saved)) => crate::resume::say_how(saved),
+        _ => {}
+    }
+    done
+}
 
+/// Writes a clip.
+fn clip(
+    arguments: &Generate,
+    plan: &Plan,
+    writer: Writer,
+    mut terminal: Terminal,
+    started: Instant,
+) -> Result<()> {
     let clip = plan.run(&mut terminal)?;
     if let Some(path) = &arguments.save_latents {
         clip.latents.save(path)?;
     }
+    let request = plan.request();
     write(clip, writer, request.frames, &mut terminal)?;
     let summary = Summary {
         output: &arguments.output,
@@ -236,9 +272,19 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
     let (distilled_lora, strength) = distilled(&arguments.loras.distilled_lora)?;
     let strengths = &arguments.loras;
     let files = crate::models::files(arguments, distilled_lora)?;
-    let (width, frames) = if files.toy.is_some() { toy::SIZE } else { (704, 97) };
+    let toy = files.toy.is_some();
+    let (width, frames) = if toy { toy::SIZE } else { (704, 97) };
+    if let Some(seconds) = arguments.seconds.filter(|seconds| seconds.is_nan() || *seconds <= 0.0) {
+        return Err(Error::request(
+            format!("a clip of {seconds} seconds"),
+            "give a number above 0, such as 5",
+        ));
+    }
+    let seconds = arguments.seconds.or_else(|| arguments.shots.seconds());
+    let frames = seconds.map_or(frames, |seconds| frames_of(seconds, arguments.frame_rate));
     let mut request = Request {
         prompt: arguments.prompt.clone().or_else(|| arguments.prompt_option.clone()),
+        shots: arguments.shots.0.clone(),
         negative_prompt: arguments.negative_prompt.clone(),
         models: files.models,
         gemma: files.gemma,
@@ -261,6 +307,8 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         height: arguments.height,
         width: arguments.width.unwrap_or(width),
         frames: arguments.frames.unwrap_or(frames),
+        window: arguments.window.unwrap_or(if toy { toy::SIZE.1 } else { WINDOW }),
+        overlap: arguments.overlap,
         frame_rate: arguments.frame_rate,
         steps: arguments.steps,
         seed: arguments.seed,
@@ -275,10 +323,12 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         placeholder: arguments.placeholder,
         skip_vae: arguments.skip_vae,
         force_guidance: arguments.guidance.force_guidance,
+        quantize: arguments.quantize.packing(),
         unread: unread(arguments.allow_unread, arguments.strict),
         residency: residency(arguments.stream),
+        tiling: arguments.tiles.tiling(),
     };
-    if files.toy.is_some() {
+    if toy {
         toy::suit(&mut request);
     }
     Ok((request, files.toy))

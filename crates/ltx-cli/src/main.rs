@@ -16,6 +16,9 @@ mod inspect;
 mod lora;
 mod machine;
 mod models;
+mod quantize;
+mod resume;
+mod shots;
 mod synth;
 mod terminal;
 mod toy;
@@ -40,10 +43,12 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => finish(generate::run(&arguments)),
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
         Command::EncodeText(arguments) => finish(encode::run(&arguments)),
+        Command::Resume(arguments) => finish(resume::run(&arguments)),
         Command::Decode(arguments) => finish(decode::run(&arguments)),
         Command::Cache { command } => finish(cache::run(command.as_ref())),
         Command::Enhance(arguments) => finish(enhance::run(&arguments)),
         Command::Lora(command) => finish(lora::run(&command)),
+        Command::Quantize(arguments) => finish(quantize::run(&arguments)),
         Command::Download(arguments) => download::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Devices(arguments) => finish(devices::run(&arguments)),
@@ -73,7 +78,7 @@ fn end_when_nobody_reads() {
 fn finish(result: ltx::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if matches!(error, Error::Cancelled) {
-        sayln!("interrupted: nothing was written");
+        sayln!("interrupted: no output was written");
         return ExitCode::from(130);
     }
     print_error(&error);

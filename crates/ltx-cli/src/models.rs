@@ -249,7 +249,11 @@ pub fn files(arguments: &Generate, distilled_lora: Option<PathBuf>) -> Result<Fi
     let mut missing: Vec<&'static str> = Vec::new();
     let encodes = arguments.embedding.is_none() && !arguments.dummy_text && !arguments.placeholder;
     if encodes || arguments.gemma.is_some() {
-        files.gemma = gemma(arguments.gemma.as_deref())?;
+        files.gemma = match gemma(arguments.gemma.as_deref()) {
+            // An interrupted run may have encoded its prompt; if not, the error comes when it is to be.
+            Err(_) if arguments.resume => arguments.gemma.clone(),
+            found => found?,
+        };
     }
     if let Some(model) = arguments.model.iter().find_map(named) {
         if arguments.model.len() == 1 && model.path(&cache()).is_none() {
@@ -262,7 +266,7 @@ pub fn files(arguments: &Generate, distilled_lora: Option<PathBuf>) -> Result<Fi
                 missing.extend(file.is_none().then_some(entry.name));
             }
         };
-        if encodes {
+        if encodes && !arguments.resume {
             need("gemma", &mut files.gemma);
         }
         let distilled = model.name.contains("distilled");

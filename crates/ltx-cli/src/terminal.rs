@@ -74,8 +74,13 @@ impl Terminal {
             sayln!("{clear}{name}: {}{of_which}{}", seconds(took), memory());
         }
         let waited = streamed.map(|streamed| (format!("{name}, waiting for weights"), streamed.waited));
-        self.finished.push((name, took));
-        self.finished.extend(waited);
+        // A phase that comes again, with another part of the clip, counts as one.
+        for (name, took) in [(name, took)].into_iter().chain(waited) {
+            match self.finished.iter_mut().find(|(earlier, _)| *earlier == name) {
+                Some((_, whole)) => *whole += took,
+                None => self.finished.push((name, took)),
+            }
+        }
     }
 
     fn step(&self, done: usize, of: usize) {

@@ -92,10 +92,10 @@ impl Toy {
                 .to_string(),
         ];
         let encoded = request.embedding.is_none() && !request.dummy_text && !request.placeholder;
-        let prompt = request.prompt.as_deref().filter(|_| encoded);
+        let prompt = encoded.then(|| request.prompts().join(" "));
         let known = fs::read(&self.words).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let known: Vec<String> = known.unwrap_or_default();
-        if let Some(words) = listed(&unknown(prompt.unwrap_or_default(), &known)) {
+        if let Some(words) = listed(&unknown(&prompt.unwrap_or_default(), &known)) {
             notes.push(format!("the toy knows shapes, colours and motions, and has never seen {words}"));
         }
         notes

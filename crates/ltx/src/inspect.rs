@@ -7,7 +7,7 @@ use mlx::Dtype;
 use serde_json::Value;
 
 use crate::audio_vae::{AudioDecoder, AudioEncoder};
-use crate::checkpoint::{Checkpoint, Component, Config, File, Unread, Weights};
+use crate::checkpoint::{Checkpoint, Component, Config, File, TensorInfo, Unread, Weights};
 use crate::dit::Dit;
 use crate::error::Result;
 use crate::text::{Connectors, Gemma, GemmaFolder, Projection};
@@ -143,15 +143,32 @@ fn count(name: &str, path: &Path, files: &[(&File, &str)], owns: impl Fn(&str) -
         problem: None,
     };
     for (file, root) in files {
-        for (_, info) in file.tensors().filter(|(key, _)| key.strip_prefix(root).is_some_and(&owns)) {
-            let parameters: u64 = info.shape.iter().map(|&size| size as u64).product();
-            part.parameters += parameters;
+        for (key, info) in file.tensors().filter(|(key, _)| key.strip_prefix(root).is_some_and(&owns)) {
             part.tensors += 1;
             part.bytes += (info.data_offsets.1 - info.data_offsets.0) as u64;
-            *part.dtypes.entry(format!("{:?}", info.dtype)).or_default() += parameters;
+            if let Some((parameters, dtype)) = numbers(file, &key, info) {
+                part.parameters += parameters;
+                *part.dtypes.entry(dtype).or_default() += parameters;
+            }
         }
     }
     part
+}
+
+/// How many numbers a tensor stands for and how it holds them; none for the scales and biases of a packed weight.
+fn numbers(file: &File, key: &str, info: &TensorInfo) -> Option<(u64, String)> {
+    let product = |shape: &[usize]| shape.iter().map(|&size| size as u64).product::<u64>();
+    let own = (product(&info.shape), format!("{:?}", info.dtype));
+    let is_packed = |info: &TensorInfo| info.dtype == safetensors::Dtype::U32;
+    if is_packed(info) {
+        let layout = file.layout().ok()?;
+        let known = layout.shape(file, key).ok().flatten().zip(layout.said(file, key).ok().flatten());
+        return Some(known.map_or(own, |(shape, packing)| (product(&shape), packing.to_string())));
+    }
+    let Some((module, name)) = key.rsplit_once('.') else { return Some(own) };
+    let weight = file.info(&format!("{module}.weight"));
+    let part = matches!(name, "scales" | "biases") && weight.is_some_and(is_packed);
+    (!part).then_some(own)
 }
 
 /// The settings of a component that a person asks about, where its file has them.

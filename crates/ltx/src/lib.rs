@@ -15,6 +15,7 @@ pub mod media;
 pub mod nn;
 pub mod noise;
 pub mod npz;
+mod overlap;
 pub mod pipeline;
 pub mod progress;
 pub mod shape;

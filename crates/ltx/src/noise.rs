@@ -38,12 +38,18 @@ impl Noise {
     /// The stream of [`new`](Self::new) after `drawn` deviates.
     pub fn after(seed: u64, drawn: u64) -> Self {
         let mut noise = Self::new(seed);
-        // Two deviates come from two numbers of 64 bits, and the generator counts in words of 32.
-        noise.bits.set_word_pos(u128::from(drawn / 2) * 4);
-        if drawn % 2 == 1 {
-            noise.draw();
-        }
+        noise.go_to(drawn);
         noise
+    }
+
+    /// Goes to where the stream is after `drawn` deviates.
+    pub fn go_to(&mut self, drawn: u64) {
+        // Two deviates come from two numbers of 64 bits, and the generator counts in words of 32.
+        self.bits.set_word_pos(u128::from(drawn / 2) * 4);
+        self.spare = None;
+        if drawn % 2 == 1 {
+            self.draw();
+        }
     }
 
     /// How many deviates were drawn.

@@ -131,7 +131,7 @@ impl AudioShape {
 }
 
 /// Checks that `size` is `offset` more than a multiple of `step`.
-fn check(name: &str, size: usize, step: usize, offset: usize) -> Result<()> {
+pub(crate) fn check(name: &str, size: usize, step: usize, offset: usize) -> Result<()> {
     let smallest = if offset == 0 { step } else { offset };
     if size > LARGEST {
         return Err(Error::request(

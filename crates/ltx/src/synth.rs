@@ -1,381 +1,336 @@
-//! Files like the official ones, of full size, with random weights: for measuring memory and streaming without a download.
+//! Model files of full size with random weights: for measuring memory and speed where there are no real ones.
 //!
-//! What is theirs is every key, shape and dtype, from lists in `fixtures/layouts`, and the configuration in the header; the
-//! values are noise, so that what such a file generates means nothing. Small files for tests are made in `reference/`.
+//! Which tensors a file has is what the networks ask for when they are loaded; nothing is listed here.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use half::bf16;
+use mlx::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::audio_vae::{AudioDecoder, AudioEncoder};
+use crate::checkpoint::{Component, Config, Weights};
+use crate::dit::Dit;
 use crate::error::{Error, Result};
-use crate::media::{Output, OutputFolder, folder};
+use crate::media::Output;
 use crate::progress::{Event, Progress};
+use crate::text::{Connectors, Gemma, Projection};
+use crate::upsampler::Upsampler;
+use crate::video_vae::{ConvDecoder, Encoder};
+use crate::vocoder::Vocoder;
 
-/// The model that a file is to be like.
+const STATES: i32 = 49; // Gemma 3 12B: its embedding, and what comes out of 48 layers
+const VOCABULARY: i32 = 262_208;
+/// Places in a file where values are written at once.
+const CHUNK: usize = 1 << 20;
+
+/// What a file is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Like {
-    /// LTX-2 2.0.
-    Ltx19b,
-    /// LTX-2 2.3.
-    Ltx22b,
-    /// The text encoder's folder, Gemma 3 12B without its vision tower.
-    Gemma12b,
+    /// The single file of LTX-2 2.0, 19B.
+    V2_0,
+    /// That of 2.3, 22B.
+    V2_3,
+    /// The spatial upsampler x2 of 2.3.
+    Upsampler,
+    /// The text encoder, Gemma 3 12B, without its vision tower.
+    Gemma,
 }
 
-/// What to write.
-#[derive(Clone, Copy, Debug)]
+/// A file to be written.
+#[derive(Clone, Debug)]
 pub struct Synth {
-    /// Whose keys, shapes and configuration.
+    /// What it is like.
     pub like: Like,
-    /// Blocks of the transformer (layers of Gemma), if not all 48; the configuration says so.
+    /// Transformer blocks, or layers of the text encoder; `None` is as many as the real file has.
     pub blocks: Option<usize>,
-    /// Leaves holes in the file, which read as zeros and take no room on the disk, for every block from this one on and
-    /// for all that is neither a block nor beside blocks in their own network.
-    pub sparse: Option<usize>,
-    /// Of the values. The same seed gives the same file.
+    /// Blocks from this one on are holes in the file: they take no room on the disk, and read as zeros.
+    pub filled: Option<usize>,
+    /// Where the values come from.
     pub seed: u64,
 }
 
-/// A tensor to be written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Tensor {
-    key: String,
-    shape: Vec<usize>,
-    /// Stored in f32, as the official files store it, and not in bf16.
-    f32: bool,
-}
-
-impl Tensor {
-    fn values(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    fn bytes(&self) -> u64 {
-        self.values() as u64 * if self.f32 { 4 } else { 2 }
-    }
-
-    /// The block that it belongs to.
-    fn block(&self) -> Option<usize> {
-        let mut parts =
-            self.key.split('.').skip_while(|part| !["transformer_blocks", "layers"].contains(part));
-        parts.nth(1)?.parse().ok()
-    }
-
-    /// Centre and half width of its values: weights as in a fresh network, norms about 1 (Gemma's, which are added to 1,
-    /// about 0), so that activations stay finite.
-    fn spread(&self) -> (f32, f32) {
-        let inputs: f32 = self.shape.iter().skip(1).map(|&size| size as f32).product();
-        match self.shape.len() {
-            1 if self.key.starts_with(GEMMA) => (0.0, 0.05),
-            1 if self.key.ends_with(".weight") || self.key.ends_with("std-of-means") => (1.0, 0.05),
-            1 => (0.0, 0.02),
-            _ => (0.0, (3.0 / inputs.max(3.0)).sqrt()),
-        }
-    }
-}
-
-const GEMMA: &str = "language_model.model.";
-const BLOCKS: usize = 48;
-
-impl Like {
-    /// Lines `key shape` or `key F32 shape`, where `a-b` in a key is every number from a to b.
-    fn layout(self) -> &'static str {
-        match self {
-            Self::Ltx19b => include_str!("../../../fixtures/layouts/ltx-2-19b.txt"),
-            Self::Ltx22b => include_str!("../../../fixtures/layouts/ltx-2.3-22b.txt"),
-            Self::Gemma12b => include_str!("../../../fixtures/layouts/gemma-3-12b.txt"),
-        }
-    }
-
-    /// The header's metadata, for `blocks` blocks.
-    fn metadata(self, blocks: usize) -> Result<Value> {
-        let (config, version) = match self {
-            Self::Ltx19b => (include_str!("../../../fixtures/configs/ltx-2-19b.json"), None),
-            Self::Ltx22b => (include_str!("../../../fixtures/configs/ltx-2.3-22b.json"), Some("2.3.0")),
-            Self::Gemma12b => return Ok(json!({ "format": "pt" })),
-        };
-        let mut config: Value = serde_json::from_str(config).map_err(|error| fault(error.to_string()))?;
-        config["transformer"]["num_layers"] = json!(blocks);
-        let mut metadata = json!({ "config": config.to_string() });
-        if let Some(version) = version {
-            metadata["model_version"] = json!(version);
-        }
-        Ok(metadata)
-    }
-}
-
-/// `config.json` of the text encoder's folder.
-fn gemma_config(layers: usize) -> Value {
-    json!({
-        "model_type": "gemma3",
-        "text_config": {
-            "model_type": "gemma3_text", "vocab_size": 262_208, "hidden_size": 3840, "intermediate_size": 15360,
-            "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256,
-            "query_pre_attn_scalar": 256, "sliding_window": 1024, "sliding_window_pattern": 6, "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": { "factor": 8.0, "rope_type": "linear" },
-        },
-    })
-}
-
-fn fault(problem: String) -> Error {
-    Error::machine(format!("a list of tensors in the program is wrong: {problem}"), "please report this")
-}
-
-/// The tensors of `layout`, those of a block together, blocks in order.
-fn tensors(layout: &str) -> Result<Vec<Tensor>> {
-    let mut tensors = Vec::new();
-    for line in layout.lines() {
-        let parts: Vec<&str> = line.split(' ').collect();
-        let (&[key, shape] | &[key, _, shape]) = parts.as_slice() else { return Err(fault(line.into())) };
-        let shape: Option<Vec<usize>> = shape.split('x').map(|size| size.parse().ok()).collect();
-        let shape = shape.ok_or_else(|| fault(line.into()))?;
-        let mut keys = vec![String::new()];
-        for part in key.split('.') {
-            let range =
-                part.split_once('-').and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?));
-            let all = match range {
-                Some(range) => range.map(|number: usize| number.to_string()).collect(),
-                None => vec![part.to_string()],
-            };
-            let dot = if keys.first().is_some_and(String::is_empty) { "" } else { "." };
-            keys =
-                keys.iter().flat_map(|key| all.iter().map(move |part| format!("{key}{dot}{part}"))).collect();
-        }
-        tensors.extend(keys.into_iter().map(|key| Tensor {
-            key,
-            shape: shape.clone(),
-            f32: parts.len() == 3,
-        }));
-    }
-    // Numbers as numbers, and before names.
-    let order = |part: &str| part.parse::<usize>().map_err(|_| part.to_string());
-    tensors.sort_by_cached_key(|tensor| tensor.key.split('.').map(order).collect::<Vec<_>>());
-    Ok(tensors)
+/// The bytes of a file, before they are written.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Full key → shape.
+    pub tensors: BTreeMap<String, Vec<i32>>,
+    /// The header's `__metadata__`.
+    pub metadata: Map<String, Value>,
+    /// Whether a norm's weight is what is added to 1.
+    norms_from_zero: bool,
 }
 
 impl Synth {
-    /// Writes the file (for Gemma the folder) `output`, whole or not at all; what it takes on the disk in bytes. `tokenizer`
-    /// is what Gemma's folder gets as its `tokenizer.json`.
-    pub fn write(&self, output: &Path, tokenizer: &[u8], progress: &mut dyn Progress) -> Result<u64> {
-        let blocks = self.blocks.unwrap_or(BLOCKS);
-        if !(1..=BLOCKS).contains(&blocks) {
-            return Err(Error::request(format!("a model of {blocks} blocks"), "give 1 to 48"));
-        }
-        let mut tensors = tensors(self.like.layout())?;
-        tensors.retain(|tensor| tensor.block().is_none_or(|block| block < blocks));
-        let writes = |tensor: &Tensor| self.writes(tensor);
-        let needed: u64 = tensors.iter().filter(|tensor| writes(tensor)).map(Tensor::bytes).sum();
-        let place = folder(output)?;
-        // Where the system does not say, writing will.
-        let room =
-            rustix::fs::statvfs(place).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-        if needed + SPARE > room {
-            let gb = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
-            return Err(Error::machine(
-                format!("{} would take {}, and {} is free there", output.display(), gb(needed), gb(room)),
-                "free some space, or write fewer --blocks, or a --sparse file",
-            ));
-        }
-        let metadata = self.like.metadata(blocks)?;
-        if self.like != Like::Gemma12b {
-            self.write_file(output, metadata, &tensors, writes, progress)?;
-            return Ok(needed);
-        }
-        let folder = OutputFolder::create(output)?;
-        let failed = |source| crate::media::Error::Write { path: output.into(), source };
-        std::fs::write(folder.file("config.json"), gemma_config(blocks).to_string()).map_err(failed)?;
-        std::fs::write(folder.file("tokenizer.json"), tokenizer).map_err(failed)?;
-        self.write_file(&folder.file("model.safetensors"), metadata, &tensors, writes, progress)?;
-        folder.finish()?;
-        Ok(needed)
+    /// The keys and shapes that the file will have, and what its header says.
+    pub fn layout(&self) -> Result<Layout> {
+        self.layout_of(self.config()?, STATES)
     }
 
-    /// Whether the values of `tensor` are written, and not left a hole.
-    fn writes(&self, tensor: &Tensor) -> bool {
-        let Some(filled) = self.sparse else { return true };
-        let own = tensor.key.starts_with(GEMMA)
-            || tensor.key.starts_with("model.diffusion_model.")
-                && !tensor.key.contains("_embeddings_connector.");
-        tensor.block().map_or(own, |block| block < filled)
-    }
-
-    fn write_file(
-        &self,
-        output: &Path,
-        metadata: Value,
-        tensors: &[Tensor],
-        writes: impl Fn(&Tensor) -> bool,
-        progress: &mut dyn Progress,
-    ) -> Result<()> {
-        let (mut header, mut end) = (Map::from_iter([("__metadata__".into(), metadata)]), 0);
-        for tensor in tensors {
-            let (start, dtype) = (end, if tensor.f32 { "F32" } else { "BF16" });
-            end += tensor.bytes();
-            header.insert(
-                tensor.key.clone(),
-                json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end] }),
-            );
-        }
-        let mut header = Value::Object(header).to_string();
-        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-
-        let mut place = Output::create(output)?;
-        let failed = |source: io::Error| crate::media::Error::Write { path: output.into(), source };
-        let file = place.file();
-        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
-        file.write_all(header.as_bytes()).map_err(failed)?;
-        file.set_len(8 + header.len() as u64 + end).map_err(failed)?;
-        progress.phase("write", 100)?;
-        let (mut written, mut percent) = (0, 0);
-        for tensor in tensors {
-            if writes(tensor) {
-                Values::new(self.seed, tensor).write(file).map_err(failed)?;
-            } else {
-                file.seek(SeekFrom::Current(tensor.bytes() as i64)).map_err(failed)?;
+    /// The same with another configuration, whose text projection stacks so many hidden states.
+    fn layout_of(&self, mut config: Value, states: i32) -> Result<Layout> {
+        if let Some(blocks) = self.blocks {
+            let (section, key) = match self.like {
+                Like::Gemma => (&mut config, "num_hidden_layers"),
+                Like::Upsampler => {
+                    return Err(Error::request("an upsampler has no blocks to choose", "leave out --blocks"));
+                }
+                _ => (&mut config["transformer"], "num_layers"),
+            };
+            if !(1..=1000).contains(&blocks) {
+                return Err(Error::request(format!("{blocks} blocks"), "ask for at least one"));
             }
-            written += tensor.bytes();
-            let done = (written * 100 / end) as usize;
+            section[key] = json!(blocks);
+        }
+        let header = Config::new(Path::new("the built-in configuration"), config.clone());
+        let mut tensors = BTreeMap::new();
+        let mut ask = |root: &str, known: &[(String, Vec<i32>)], load: &dyn Fn(&Weights) -> Result<()>| {
+            let weights = Weights::outline(Dtype::Bf16, known.iter().cloned().collect());
+            load(&weights)?;
+            tensors.extend(weights.asked().into_iter().map(|(path, shape)| (format!("{root}{path}"), shape)));
+            Ok::<_, Error>(())
+        };
+        match self.like {
+            Like::Gemma => {
+                let hidden = header.i32("hidden_size")?;
+                let known = [("embed_tokens.weight".to_string(), vec![VOCABULARY, hidden])];
+                ask("language_model.model.", &known, &|weights| {
+                    Gemma::configured(weights, &header).map(drop)
+                })?;
+            }
+            Like::Upsampler => ask("", &[], &|weights| Upsampler::load(weights, &header).map(drop))?,
+            Like::V2_0 | Like::V2_3 => {
+                let transformer = header.at("transformer")?;
+                let hidden = transformer.i32("caption_channels")?;
+                let name = if self.like == Like::V2_0 { "" } else { "video_" };
+                let projection = (format!("{name}aggregate_embed.weight"), vec![hidden, hidden * states]);
+                for component in Component::ALL {
+                    let load = |weights: &Weights| match component {
+                        Component::Projection => Projection::load(weights, &header).map(drop),
+                        Component::Connector => Connectors::load(weights, &header).map(drop),
+                        Component::Dit => Dit::load(weights, &header).map(drop),
+                        Component::VideoEncoder => Encoder::load(weights, &header).map(drop),
+                        Component::VideoDecoder => ConvDecoder::load(weights, &header).map(drop),
+                        Component::AudioEncoder => AudioEncoder::load(weights, &header).map(drop),
+                        Component::AudioDecoder => AudioDecoder::load(weights, &header).map(drop),
+                        Component::Vocoder => Vocoder::load(weights, &header).map(drop),
+                        Component::Upsampler => Ok(()),
+                    };
+                    let known = if component == Component::Projection {
+                        std::slice::from_ref(&projection)
+                    } else {
+                        &[]
+                    };
+                    ask(component.official_root(), known, &load)?;
+                }
+            }
+        }
+        let mut metadata = Map::new();
+        metadata.insert("config".into(), config.to_string().into());
+        metadata.insert("note".into(), "random weights, for measuring".into());
+        if self.like == Like::V2_3 {
+            metadata.insert("model_version".into(), "2.3.0".into());
+        }
+        Ok(Layout { tensors, metadata, norms_from_zero: self.like == Like::Gemma })
+    }
+
+    /// The configuration that the real file has.
+    pub fn config(&self) -> Result<Value> {
+        let text = match self.like {
+            Like::V2_0 => include_str!("../../../fixtures/configs/ltx-2-19b.json"),
+            Like::V2_3 => include_str!("../../../fixtures/configs/ltx-2.3-22b.json"),
+            Like::Upsampler => include_str!("../../../fixtures/configs/latent-upsamplers.json"),
+            Like::Gemma => {
+                return Ok(json!({
+                    "model_type": "gemma3_text", "hidden_size": 3840, "intermediate_size": 15360,
+                    "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 8,
+                    "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 1024,
+                    "rope_scaling": { "rope_type": "linear", "factor": 8.0 }, "vocab_size": VOCABULARY,
+                }));
+            }
+        };
+        let value: Value = serde_json::from_str(text).map_err(|error| {
+            Error::file(Path::new("configuration"), "", error.to_string(), "this is a fault of the program")
+        })?;
+        Ok(if self.like == Like::Upsampler { value["2.3-spatial-x2"].clone() } else { value })
+    }
+
+    /// Writes the file, whole or not at all.
+    pub fn write(&self, path: &Path, progress: &mut dyn Progress) -> Result<()> {
+        self.write_layout(&self.layout()?, path, progress)
+    }
+
+    fn write_layout(&self, layout: &Layout, path: &Path, progress: &mut dyn Progress) -> Result<()> {
+        let mut place = Output::create(path)?;
+        let failed = |source: io::Error| crate::media::Error::Write { path: path.into(), source };
+        let mut out = BufWriter::with_capacity(CHUNK, place.file());
+        progress.phase("write", 100)?;
+        let head = layout.head();
+        out.write_all(&head).map_err(failed)?;
+        let (total, mut written, mut percent) = (layout.bytes(), 0, 0);
+        let mut random = Random(self.seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15));
+        for (key, shape) in &layout.tensors {
+            let size = values(shape);
+            if self.filled.is_some_and(|filled| block(key).is_some_and(|block| block >= filled)) {
+                out.seek(SeekFrom::Current(2 * size as i64)).map_err(failed)?;
+            } else {
+                let mut left = size;
+                while left > 0 {
+                    let count = left.min(CHUNK / 2);
+                    let chunk = layout.values(key, shape, count, &mut random);
+                    out.write_all(bytemuck::cast_slice(&chunk)).map_err(failed)?;
+                    left -= count;
+                }
+            }
+            written += 2 * size as u64;
+            let done = (written * 100 / total.max(1)) as usize;
             if done > percent {
                 percent = done;
                 progress.report(Event::Step { done, of: 100 })?;
             }
         }
-        place.finish()?;
-        Ok(())
+        out.flush().map_err(failed)?;
+        drop(out);
+        // What ends in a hole is as long as what does not.
+        place.file().set_len(head.len() as u64 + total).map_err(failed)?;
+        Ok(place.finish()?)
     }
 }
 
-/// Left free on the disk for everybody else, in bytes.
-const SPARE: u64 = 1 << 30;
-
-/// A tensor's values, drawn as they are written. They depend on the seed and the key alone.
-struct Values<'a> {
-    state: u64,
-    tensor: &'a Tensor,
-}
-
-impl<'a> Values<'a> {
-    fn new(seed: u64, tensor: &'a Tensor) -> Self {
-        // FNV-1a; never 0, where the generator would stay.
-        let fold = |state: u64, byte: &u8| (state ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        let bytes = seed.to_le_bytes();
-        let state = bytes.iter().chain(tensor.key.as_bytes()).fold(0xcbf2_9ce4_8422_2325, fold);
-        Self { state: state | 1, tensor }
+impl Layout {
+    /// Of all values.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.values().map(|shape| 2 * values(shape) as u64).sum()
     }
 
-    /// Even around the tensor's centre.
-    fn next(&mut self, (centre, width): (f32, f32)) -> f32 {
-        // Marsaglia's xorshift: good enough for noise, and as fast as a disk.
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        centre + width * ((self.state >> 40) as f32 / (1 << 23) as f32 - 1.0)
+    /// Of the values that are no holes.
+    pub fn filled_bytes(&self, filled: Option<usize>) -> u64 {
+        let there = |key: &str| !filled.is_some_and(|filled| block(key).is_some_and(|block| block >= filled));
+        self.tensors.iter().filter(|(key, _)| there(key)).map(|(_, shape)| 2 * values(shape) as u64).sum()
     }
 
-    fn write(mut self, out: &mut impl Write) -> io::Result<()> {
-        const PIECE: usize = 1 << 20;
-        let spread = self.tensor.spread();
-        let mut left = self.tensor.values();
-        let mut bytes = Vec::with_capacity(4 * PIECE.min(left));
-        while left > 0 {
-            let count = left.min(PIECE);
-            bytes.clear();
-            for _ in 0..count {
-                let value = self.next(spread);
-                if self.tensor.f32 {
-                    bytes.extend_from_slice(&value.to_le_bytes());
-                } else {
-                    bytes.extend_from_slice(&bf16::from_f32(value).to_le_bytes());
-                }
-            }
-            out.write_all(&bytes)?;
-            left -= count;
+    /// Length and JSON of a safetensors header.
+    fn head(&self) -> Vec<u8> {
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), self.metadata.clone().into());
+        let mut at = 0;
+        for (key, shape) in &self.tensors {
+            let end = at + 2 * values(shape) as u64;
+            header.insert(key.clone(), json!({ "dtype": "BF16", "shape": shape, "data_offsets": [at, end] }));
+            at = end;
         }
-        Ok(())
+        let mut text = Value::from(header).to_string();
+        text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    /// `count` values of a tensor. Networks keep their numbers in range: matrices make outputs as large as their inputs,
+    /// norms and statistics change nothing.
+    fn values(&self, key: &str, shape: &[i32], count: usize, random: &mut Random) -> Vec<bf16> {
+        if shape.len() > 1 {
+            let inputs: f32 = shape.iter().skip(1).map(|&size| size as f32).product();
+            let scale = (3.0 / inputs.max(3.0)).sqrt();
+            return (0..count).map(|_| bf16::from_f32(random.next() * scale)).collect();
+        }
+        let value = match key {
+            _ if key.ends_with("timestep_scale_multiplier") => 1000.0,
+            _ if key.ends_with("std-of-means") => 1.0,
+            _ if key.ends_with("weight") && !self.norms_from_zero => 1.0,
+            _ => 0.0,
+        };
+        vec![bf16::from_f32(value); count]
+    }
+}
+
+fn values(shape: &[i32]) -> usize {
+    shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).product()
+}
+
+/// The number of the block that a tensor belongs to.
+fn block(key: &str) -> Option<usize> {
+    let (_, after) =
+        key.split_once("model.layers.").or_else(|| key.split_once("model.transformer_blocks."))?;
+    after.split('.').next()?.parse().ok()
+}
+
+/// Even between -1 and 1.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::*;
-    use crate::checkpoint::File;
+    use crate::checkpoint::{Checkpoint, Unread};
 
-    fn ignore() -> impl Progress {
-        |_: Event| std::ops::ControlFlow::Continue(())
+    /// What official files hold, but no network reads.
+    fn read_by_none(key: &str) -> bool {
+        ["mean-of-stds", "mean-of-stds_over_std-of-means", "per_channel_statistics.channel"]
+            .iter()
+            .any(|end| key.ends_with(end))
     }
 
     #[test]
-    fn lists_hold_as_many_tensors_and_bytes_as_the_official_files() {
-        let counted = |like: Like| {
-            let tensors = tensors(like.layout()).unwrap();
-            (tensors.len(), tensors.iter().map(Tensor::values).sum::<usize>())
-        };
-        assert_eq!(counted(Like::Ltx19b).0, 4049);
-        assert_eq!(counted(Like::Ltx22b).0, 5947);
-        // Gemma 3 12B's language model: 48 layers of 13 tensors, the embedding and the last norm.
-        assert_eq!(counted(Like::Gemma12b), (48 * 13 + 2, 11_766_034_176));
-    }
-
-    #[test]
-    fn keys_with_ranges_are_all_of_them_in_order() {
-        let all = tensors("a.9-11.b-c.0-1 F32 2x3\nb 4").unwrap();
-        let keys: Vec<&str> = all.iter().map(|tensor| tensor.key.as_str()).collect();
-        let under_a = ["a.9.b-c.0", "a.9.b-c.1", "a.10.b-c.0", "a.10.b-c.1", "a.11.b-c.0", "a.11.b-c.1"];
-        assert_eq!(keys, [&under_a[..], &["b"]].concat());
-        assert!(all[0].f32 && all[0].shape == [2, 3] && all[0].bytes() == 24);
-        assert!(!all[6].f32 && all[6].bytes() == 8);
-        assert!(tensors("a").is_err() && tensors("a 2xb").is_err());
-    }
-
-    #[test]
-    fn a_file_of_holes_is_read_in_every_component_and_nothing_is_left_over() {
-        let folder = tempfile::tempdir().unwrap();
-        for (like, blocks) in [(Like::Ltx19b, 1), (Like::Ltx22b, 2)] {
-            let path = folder.path().join(format!("{blocks}.safetensors"));
-            let synth = Synth { like, blocks: Some(blocks), sparse: Some(0), seed: 3 };
-            let mut tensors = tensors(like.layout()).unwrap();
-            tensors.retain(|tensor| tensor.block().is_none_or(|block| block < blocks));
-            synth
-                .write_file(&path, like.metadata(blocks).unwrap(), &tensors, |_| false, &mut ignore())
-                .unwrap();
-            for part in crate::inspect::inspect(&[&path]).unwrap().parts {
-                assert_eq!((part.problem, part.unread), (None, vec![]), "{}", part.name);
+    fn files_hold_what_official_ones_hold() {
+        for (like, fixture, states) in [(Like::V2_0, "2.0", 5), (Like::V2_3, "2.3", 5)] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+            let official = Checkpoint::open(&[path.join(fixture).join("model.safetensors")]).unwrap();
+            let file = &official.files()[0];
+            let synth = Synth { like, blocks: None, filled: Some(1), seed: 1 };
+            let layout = synth.layout_of(file.config().unwrap(), states).unwrap();
+            for (key, info) in file.tensors().filter(|(key, _)| !read_by_none(key)) {
+                let shape = layout.tensors.get(&key).unwrap_or_else(|| panic!("{fixture} lacks {key}"));
+                assert_eq!(shape.iter().map(|&size| size as usize).collect::<Vec<_>>(), info.shape, "{key}");
             }
-            let config = File::open(&path).unwrap().config().unwrap();
-            assert_eq!(config["transformer"]["num_layers"], blocks);
+            for key in layout.tensors.keys() {
+                assert!(file.info(key).is_some(), "{fixture} does not have {key}");
+            }
+
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("model.safetensors");
+            synth.write_layout(&layout, &path, &mut |_| ControlFlow::Continue(())).unwrap();
+            let written = Checkpoint::open(&[&path]).unwrap();
+            assert_eq!(written.version(), (like == Like::V2_3).then_some("2.3.0"));
+            let (weights, config) = written.component(Component::Dit, Dtype::Bf16).unwrap();
+            Dit::load(&weights, &config).unwrap();
+            assert!(weights.finish(Unread::Refuse).unwrap().is_empty());
+            let value = |key: &str| {
+                let array = written.files()[0].array(key).unwrap();
+                array.astype(Dtype::F32).unwrap().to_f32().unwrap()
+            };
+            let block = "model.diffusion_model.transformer_blocks";
+            let [first, hole] = [0, 1].map(|index| value(&format!("{block}.{index}.attn1.to_q.weight")));
+            assert!(first.iter().any(|&value| value != 0.0) && hole.iter().all(|&value| value == 0.0));
+            assert!(value(&format!("{block}.0.attn1.q_norm.weight")).iter().all(|&value| value == 1.0));
+            let last = layout.tensors.keys().next_back().unwrap();
+            assert_eq!(value(last).len(), values(&layout.tensors[last]));
         }
     }
 
     #[test]
-    fn values_depend_on_seed_and_key_and_stay_in_their_spread() {
-        let tensor = |key: &str, shape: &[usize]| Tensor { key: key.into(), shape: shape.into(), f32: true };
-        let values = |seed, tensor: &Tensor| {
-            let mut bytes = Vec::new();
-            Values::new(seed, tensor).write(&mut bytes).unwrap();
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
-        };
-        let (a, b) = (tensor("a.weight", &[5, 300]), tensor("b.weight", &[5, 300]));
-        assert_eq!(values(1, &a), values(1, &a));
-        assert_ne!(values(1, &a), values(2, &a));
-        assert_ne!(values(1, &a), values(1, &b));
-        assert_eq!(values(1, &a).len(), 1500);
-        let most = values(1, &a).into_iter().fold(0f32, |most, value| most.max(value.abs()));
-        assert!((0.09..=0.1).contains(&most), "{most} of √(3 / 300)");
-        assert!(values(1, &tensor("norm.weight", &[99])).iter().all(|value| (0.95..=1.05).contains(value)));
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_before_writing() {
-        let folder = tempfile::tempdir().unwrap();
-        let all = Synth { like: Like::Gemma12b, blocks: None, sparse: Some(0), seed: 0 };
-        for blocks in [0, 49] {
-            let synth = Synth { blocks: Some(blocks), ..all };
-            let error = synth.write(&folder.path().join("gemma"), b"{}", &mut ignore()).unwrap_err();
-            assert!(matches!(error, Error::Request { .. }), "{error}");
+    fn real_sizes_are_those_of_the_real_files() {
+        let layout = |like| Synth { like, blocks: None, filled: None, seed: 0 }.layout().unwrap();
+        // GB of the official bf16 files; theirs hold a few tables in f32, too.
+        for (like, gigabytes) in
+            [(Like::V2_0, 43.3), (Like::V2_3, 46.1), (Like::Upsampler, 1.0), (Like::Gemma, 23.5)]
+        {
+            let bytes = layout(like).bytes() as f64 / 1e9;
+            assert!((bytes / gigabytes - 1.0).abs() < 0.03, "{like:?}: {bytes} GB");
         }
-        assert!(all.write(&folder.path().join("none/gemma"), b"{}", &mut ignore()).is_err());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        let small = Synth { like: Like::V2_3, blocks: Some(2), filled: Some(1), seed: 0 };
+        let two = small.layout().unwrap();
+        assert!(two.filled_bytes(small.filled) < two.bytes() && two.bytes() < layout(Like::V2_3).bytes() / 4);
+        assert!(Synth { blocks: Some(0), ..small }.layout().is_err());
     }
 }

@@ -19,6 +19,11 @@ impl Trace {
         Self { values: Some(Vec::new()) }
     }
 
+    /// Whether anything is recorded.
+    pub(crate) fn is_on(&self) -> bool {
+        self.values.is_some()
+    }
+
     /// Keeps `value` under `name` when recording; `name` is made only then.
     pub fn record<N: Into<String>>(
         &mut self,

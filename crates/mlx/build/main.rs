@@ -43,7 +43,7 @@ fn build() -> Result<()> {
     for variable in ["MLX_DIR", "LTX_CACHE_DIR", "MACOSX_DEPLOYMENT_TARGET"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    for file in ["build", "src/bridge.rs", "src/bridge.h", "src/bridge.cc"] {
+    for file in ["build", "src/bridge.rs", "src/bridge.h", "src/bridge.cc", "src/packed.cc"] {
         println!("cargo::rerun-if-changed={file}");
     }
     let cargo = |name| env::var(name).map_err(because(name, "build with cargo"));
@@ -64,6 +64,7 @@ fn build() -> Result<()> {
     fs::metadata(&header).map_err(because(header.display(), MLX_DIR))?;
     cxx_build::bridge("src/bridge.rs")
         .file("src/bridge.cc")
+        .file("src/packed.cc")
         .include(&include)
         .std("c++20")
         .warnings(false)

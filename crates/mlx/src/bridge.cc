@@ -48,36 +48,12 @@ void check_shape(const Shape& shape, size_t item_bytes) {
   check_bytes(bytes, "an array of [" + text + "]");
 }
 
-Ptr own(array a) {
-  check_shape(a.shape(), a.itemsize());
-  return std::make_unique<array>(std::move(a));
-}
-
 mx::Shape to_shape(Ints ints) {
   return mx::Shape(ints.begin(), ints.end());
 }
 
 std::vector<int> to_vector(Ints ints) {
   return std::vector<int>(ints.begin(), ints.end());
-}
-
-std::optional<array> optional(const array* a) {
-  return a ? std::make_optional(*a) : std::nullopt;
-}
-
-mx::Dtype to_dtype(Type type) {
-  switch (type) {
-    case Type::Bool: return mx::bool_;
-    case Type::U8: return mx::uint8;
-    case Type::I32: return mx::int32;
-    case Type::U32: return mx::uint32;
-    case Type::I64: return mx::int64;
-    case Type::F16: return mx::float16;
-    case Type::Bf16: return mx::bfloat16;
-    case Type::F32: return mx::float32;
-    case Type::F64: return mx::float64;
-    default: throw std::invalid_argument("unsupported dtype");
-  }
 }
 
 void check_rank(const array& a, Ints values, const char* what) {
@@ -95,6 +71,26 @@ int check_axis(const array& a, int axis, const char* what) {
 }
 
 } // namespace
+
+Ptr own(array a) {
+  check_shape(a.shape(), a.itemsize());
+  return std::make_unique<array>(std::move(a));
+}
+
+mx::Dtype to_dtype(Type type) {
+  switch (type) {
+    case Type::Bool: return mx::bool_;
+    case Type::U8: return mx::uint8;
+    case Type::I32: return mx::int32;
+    case Type::U32: return mx::uint32;
+    case Type::I64: return mx::int64;
+    case Type::F16: return mx::float16;
+    case Type::Bf16: return mx::bfloat16;
+    case Type::F32: return mx::float32;
+    case Type::F64: return mx::float64;
+    default: throw std::invalid_argument("unsupported dtype");
+  }
+}
 
 std::unique_ptr<Arrays> new_list() {
   return std::make_unique<Arrays>();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include <mlx/mlx.h>
@@ -19,10 +20,18 @@ enum class Type : uint8_t;
 enum class Unary : uint8_t;
 enum class Binary : uint8_t;
 enum class Reduce : uint8_t;
+enum class Packing : uint8_t;
 struct ConvSettings;
 struct Fact;
 struct Owner;
 struct Kernel;
+
+// For the functions below alone: refuses what is larger than this machine's memory.
+Ptr own(array a);
+mlx::core::Dtype to_dtype(Type type);
+inline std::optional<array> optional(const array* a) {
+  return a ? std::make_optional(*a) : std::nullopt;
+}
 
 std::unique_ptr<Arrays> new_list();
 void push(Arrays& list, const array& a);
@@ -67,6 +76,11 @@ Ptr conv(const array& x, const array& weight, const ConvSettings& settings);
 Ptr rms_norm(const array& x, const array* weight, float eps);
 Ptr layer_norm(const array& x, const array* weight, const array* bias, float eps);
 Ptr attention(const array& q, const array& k, const array& v, float scale, const array* mask);
+std::unique_ptr<Arrays> quantize(const array& w, int32_t group, int32_t bits, Packing packing);
+Ptr dequantize(
+    const array& values, const array& scales, const array* biases, int32_t group, int32_t bits, Packing packing, Type dtype);
+Ptr quantized_matmul(
+    const array& x, const array& values, const array& scales, const array* biases, int32_t group, int32_t bits, Packing packing);
 Ptr custom(const Arrays& inputs, Ints shape, Type dtype, rust::Box<Kernel> kernel);
 
 bool gpu_available();

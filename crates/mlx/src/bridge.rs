@@ -66,6 +66,13 @@ pub(crate) mod ffi {
         Any,
     }
 
+    #[repr(u8)]
+    enum Packing {
+        Affine,
+        Mxfp8,
+        Nvfp4,
+    }
+
     struct ConvSettings<'a> {
         stride: &'a [i32],
         padding_low: &'a [i32],
@@ -160,6 +167,30 @@ pub(crate) mod ffi {
             v: &array,
             scale: f32,
             mask: *const array,
+        ) -> Result<UniquePtr<array>>;
+        fn quantize(
+            w: &array,
+            group: i32,
+            bits: i32,
+            packing: Packing,
+        ) -> Result<UniquePtr<CxxVector<array>>>;
+        unsafe fn dequantize(
+            values: &array,
+            scales: &array,
+            biases: *const array,
+            group: i32,
+            bits: i32,
+            packing: Packing,
+            dtype: Type,
+        ) -> Result<UniquePtr<array>>;
+        unsafe fn quantized_matmul(
+            x: &array,
+            values: &array,
+            scales: &array,
+            biases: *const array,
+            group: i32,
+            bits: i32,
+            packing: Packing,
         ) -> Result<UniquePtr<array>>;
         fn custom(
             inputs: &CxxVector<array>,

@@ -6,7 +6,7 @@ use crate::array::Array;
 use crate::bridge::ffi;
 use crate::{Error, Result};
 
-fn pointer(array: Option<&Array>) -> *const ffi::array {
+pub(crate) fn pointer(array: Option<&Array>) -> *const ffi::array {
     array.map_or(ptr::null(), |array| ptr::from_ref(array.raw()))
 }
 

@@ -11,6 +11,7 @@ pub mod device;
 pub mod fast;
 pub mod memory;
 mod ops;
+mod quantized;
 #[cfg(test)]
 #[path = "../build/wheel.rs"]
 mod wheel;
@@ -18,6 +19,7 @@ mod wheel;
 pub use array::{Array, Dtype, Element, eval};
 pub use custom::{Input, Output, custom};
 pub use ops::{Conv, Operand, arange, concatenate, full, select, stack, zeros};
+pub use quantized::{Packing, Quantized, quantize};
 
 /// The MLX release that this binding is written against.
 pub const VERSION: &str = "0.32.4";

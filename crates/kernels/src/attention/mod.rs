@@ -46,17 +46,27 @@ pub struct AttentionShape {
     pub value_dim: usize,
 }
 
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug)]
+pub enum Mask<'a> {
+    /// All, with something added to the scores.
+    Added(Added<'a>),
+    /// Queries are the last of the keys: each sees itself and those before it, `window` in all at most.
+    #[allow(missing_docs)]
+    Past { window: usize },
+}
+
 /// What is added to the scores: (batch, heads, queries, keys), where each of the first three may be 1 for all.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
-pub struct Mask<'a> {
+pub struct Added<'a> {
     pub values: Values<'a>,
     pub batch: usize,
     pub heads: usize,
     pub queries: usize,
 }
 
-impl<'a> Mask<'a> {
+impl Added<'_> {
     /// What a head of a sample sees: (queries or 1, keys).
     fn head(self, sample: usize, head: usize, keys: usize) -> Self {
         let at = (sample % self.batch * self.heads + head % self.heads) * self.queries * keys;
@@ -66,6 +76,19 @@ impl<'a> Mask<'a> {
             Values::Bf16(values) => Values::Bf16(&values[part]),
         };
         Self { values, batch: 1, heads: 1, ..self }
+    }
+}
+
+impl Mask<'_> {
+    /// The keys, of `shape.keys`, that queries see, from the first one's first to the last one's last.
+    fn seen(mask: Option<Self>, shape: &AttentionShape, queries: &Range<usize>) -> Range<usize> {
+        match mask {
+            Some(Self::Past { window }) => {
+                let before = shape.keys - shape.queries;
+                (before + queries.start + 1).saturating_sub(window)..before + queries.end
+            }
+            _ => 0..shape.keys,
+        }
     }
 }
 
@@ -82,7 +105,13 @@ pub fn attention<'a>(
     fits("keys", k.len(), &[s.batch, s.keys, s.key_heads, s.head_dim])?;
     fits("values", v.len(), &[s.batch, s.keys, s.key_heads, s.value_dim])?;
     fits("output", out.len(), &[s.batch, s.queries, s.heads, s.value_dim])?;
-    if let Some(mask) = mask {
+    if let Some(Mask::Past { window }) = mask
+        && (window == 0 || s.keys < s.queries)
+    {
+        let expected = format!("a window, and {} keys or more", s.queries);
+        return Err(mismatch("mask", expected, (window, s.keys)));
+    }
+    if let Some(Mask::Added(mask)) = mask {
         fits("mask", mask.values.len(), &[mask.batch, mask.heads, mask.queries, s.keys])?;
         let sizes = [(mask.batch, s.batch), (mask.heads, s.heads), (mask.queries, s.queries)];
         if sizes.iter().any(|&(own, all)| own != 1 && own != all) {
@@ -142,7 +171,10 @@ fn run<T: Element>(
             q,
             k: &k[(key_start * shape.head_dim).min(k.len())..],
             v: &v[(key_start * shape.value_dim).min(v.len())..],
-            mask: mask.map(|mask| mask.head(sample, head, shape.keys)),
+            mask: mask.map(|mask| match mask {
+                Mask::Added(added) => Mask::Added(added.head(sample, head, shape.keys)),
+                past => past,
+            }),
         };
         head.attend(queries, &out);
     });
@@ -158,7 +190,7 @@ struct Head<'a, T> {
     q: &'a [T],             // (batch, queries, heads, head_dim)
     k: &'a [T],             // (keys, key_heads, head_dim) from its own key head on
     v: &'a [T],             // (keys, key_heads, value_dim) from its own key head on
-    mask: Option<Mask<'a>>, // (queries or 1, keys)
+    mask: Option<Mask<'a>>, // what is added: (queries or 1, keys)
 }
 
 /// What is known of some queries so far.
@@ -204,8 +236,9 @@ impl<T: Element> Head<'_, T> {
             sums.fill(0.0);
             maxima.fill(f32::NEG_INFINITY);
             totals.fill(0.0);
-            for first in (0..self.shape.keys).step_by(KEYS) {
-                let keys = first..self.shape.keys.min(first + KEYS);
+            let seen = Mask::seen(self.mask, self.shape, &queries);
+            for first in seen.clone().step_by(KEYS) {
+                let keys = first..seen.end.min(first + KEYS);
                 let k = &mut k[..blocks * keys.len().div_ceil(width) * WORDS * width];
                 self.pack(keys.clone(), k, v);
                 for first in (0..count).step_by(strip) {
@@ -278,7 +311,8 @@ impl<T: Element> Head<'_, T> {
             totals,
             pairs,
             scale: self.scale,
-            mask: self.mask.map(|mask| (mask, self.shape.keys)),
+            mask: self.mask,
+            shape: self.shape,
             first_query: start + rows.start,
             keys: keys.clone(),
         });

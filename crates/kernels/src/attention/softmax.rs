@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::Mask;
+use super::{AttentionShape, Mask};
 use crate::gemm::WORDS;
 use crate::isa::{Simd, Work};
 use crate::math::exp;
@@ -70,8 +70,9 @@ pub(super) struct Softmax<'a> {
     /// Weights are bf16.
     pub(super) pairs: bool,
     pub(super) scale: f32,
-    /// (queries or 1, keys), and how many keys there are.
-    pub(super) mask: Option<(Mask<'a>, usize)>,
+    /// What is added: (queries or 1, keys).
+    pub(super) mask: Option<Mask<'a>>,
+    pub(super) shape: &'a AttentionShape,
     pub(super) first_query: usize,
     pub(super) keys: Range<usize>,
 }
@@ -82,14 +83,20 @@ impl Work for Softmax<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         for row in 0..self.maxima.len() {
-            let mask = self.mask.map(|(mask, keys)| {
-                let row = if mask.queries == 1 { 0 } else { self.first_query + row };
-                (mask.values, row * keys + self.keys.start..row * keys + self.keys.end)
-            });
-            let largest = match mask {
-                None => self.scale_row::<S, f32>(simd, row, None),
-                Some((Values::F32(values), part)) => self.scale_row(simd, row, Some(&values[part])),
-                Some((Values::Bf16(values), part)) => self.scale_row(simd, row, Some(&values[part])),
+            let query = self.first_query + row;
+            let seen = Mask::seen(self.mask, self.shape, &(query..query + 1));
+            let end = seen.end.saturating_sub(self.keys.start).min(self.keys.len());
+            let seen = seen.start.saturating_sub(self.keys.start).min(end)..end;
+            let largest = match self.mask {
+                Some(Mask::Added(mask)) => {
+                    let first = if mask.queries == 1 { 0 } else { query * self.shape.keys };
+                    let part = first + self.keys.start..first + self.keys.end;
+                    match mask.values {
+                        Values::F32(values) => self.scale_row(simd, row, &seen, Some(&values[part])),
+                        Values::Bf16(values) => self.scale_row(simd, row, &seen, Some(&values[part])),
+                    }
+                }
+                _ => self.scale_row::<S, f32>(simd, row, &seen, None),
             };
             let (before, largest) = (self.maxima[row], largest.max(self.maxima[row]));
             // Nothing but −∞ so far: any finite number will do, and leaves every weight 0.
@@ -116,9 +123,16 @@ impl Softmax<'_> {
         (panel * self.maxima.len() + row) * S::VECTORS * S::LANES + vector % S::VECTORS * S::LANES
     }
 
-    /// Multiplies by the scale, adds the mask, and tells the largest. Beyond the last key stands −∞.
+    /// Multiplies by the scale, adds the mask, and tells the largest. Where keys of the block are not `seen`, and beyond the
+    /// last, stands −∞.
     #[inline(always)]
-    fn scale_row<S: Simd, M: Element>(&mut self, simd: S, row: usize, mask: Option<&[M]>) -> f32 {
+    fn scale_row<S: Simd, M: Element>(
+        &mut self,
+        simd: S,
+        row: usize,
+        seen: &Range<usize>,
+        mask: Option<&[M]>,
+    ) -> f32 {
         let scale = simd.splat(self.scale);
         let mut largest = simd.splat(f32::NEG_INFINITY);
         for vector in 0..self.scores.len() / self.maxima.len() / S::LANES {
@@ -129,8 +143,10 @@ impl Softmax<'_> {
                 score = simd.add(score, load(simd, &mask[key.min(mask.len())..][..keys]));
             }
             simd.store(score, &mut self.scores[place..]);
-            if keys < S::LANES {
-                self.scores[place + keys..place + S::LANES].fill(f32::NEG_INFINITY);
+            let [from, to] = [seen.start, seen.end].map(|end| end.saturating_sub(key).min(S::LANES));
+            if from > 0 || to < S::LANES {
+                self.scores[place..place + from].fill(f32::NEG_INFINITY);
+                self.scores[place + to..place + S::LANES].fill(f32::NEG_INFINITY);
                 score = simd.load(&self.scores[place..]);
             }
             largest = simd.max(largest, score);

@@ -6,7 +6,7 @@
 mod depthwise;
 
 use crate::Error;
-use crate::gemm::{End, Epilogue, Product, Rows};
+use crate::gemm::{End, Epilogue, Product, Rows, Weight};
 use crate::values::{Element, Matrix, Values, ValuesMut, convert, fits};
 
 /// One axis of a convolution.
@@ -76,9 +76,10 @@ pub struct ConvShape {
 }
 
 /// out (batch, outputs of axes.., outputs) = epilogue(x ⋆ weight), whose rows are all places of the output; the kernel is not
-/// flipped.
+/// flipped. `past`, of the type of `x`, holds what stands before `x` on the first of three axes, whose size counts both.
 pub fn conv<'a>(
     x: Values<'_>,
+    past: Option<Values<'_>>,
     weight: Values<'_>,
     shape: &ConvShape,
     epilogue: &Epilogue<'_>,
@@ -88,7 +89,14 @@ pub fn conv<'a>(
     let geometry = Geometry::new(shape)?;
     let sizes = |of: fn(&Axis) -> usize| geometry.axes.map(|axis| of(&axis));
     let [a, b, c] = sizes(|axis| axis.size);
-    fits("input", x.len(), &[shape.batch, a, b, c, shape.inputs])?;
+    let before = past.map_or(0, |past| past.len());
+    fits("input", x.len() + before, &[shape.batch, a, b, c, shape.inputs])?;
+    // Whole slices, and whatever finds them is made for them.
+    let slice = shape.batch * b * c * shape.inputs;
+    if before > 0 && (before % slice != 0 || shape.axes.len() != 3 || geometry.depthwise) {
+        let expected = format!("a multiple of {slice} values, before three axes");
+        return Err(Error::Shape { what: "past", expected, found: before.to_string() });
+    }
     let [a, b, c] = sizes(|axis| axis.kernel);
     fits("weight", weight.len(), &[shape.outputs, a, b, c, shape.inputs / shape.groups.max(1)])?;
     let [a, b, c] = sizes(Axis::outputs);
@@ -98,16 +106,32 @@ pub fn conv<'a>(
     }
     let bias = epilogue.bias.map(Values::to_f32);
     let end = End::new(epilogue, bias.as_deref(), [out.len() / shape.outputs, shape.outputs])?;
-    match (x, out) {
-        (Values::F32(x), ValuesMut::F32(out)) => run(x, weight, geometry, end, out),
-        (Values::F32(x), ValuesMut::Bf16(out)) => run(x, weight, geometry, end, out),
-        (Values::Bf16(x), ValuesMut::F32(out)) => run(x, weight, geometry, end, out),
-        (Values::Bf16(x), ValuesMut::Bf16(out)) => run(x, weight, geometry, end, out),
+    match (x, past, out) {
+        (Values::F32(x), None, ValuesMut::F32(out)) => run([&[], x], weight, geometry, end, out),
+        (Values::F32(x), None, ValuesMut::Bf16(out)) => run([&[], x], weight, geometry, end, out),
+        (Values::Bf16(x), None, ValuesMut::F32(out)) => run([&[], x], weight, geometry, end, out),
+        (Values::Bf16(x), None, ValuesMut::Bf16(out)) => run([&[], x], weight, geometry, end, out),
+        (Values::F32(x), Some(Values::F32(past)), ValuesMut::F32(out)) => {
+            run([past, x], weight, geometry, end, out);
+        }
+        (Values::Bf16(x), Some(Values::Bf16(past)), ValuesMut::Bf16(out)) => {
+            run([past, x], weight, geometry, end, out);
+        }
+        _ => {
+            let (expected, found) = ("the type of x and the output".into(), "another".into());
+            return Err(Error::Shape { what: "past", expected, found });
+        }
     }
     Ok(())
 }
 
-fn run<T: Element, O: Element>(x: &[T], weight: Values<'_>, geometry: Geometry, end: End<'_>, out: &mut [O]) {
+fn run<T: Element, O: Element>(
+    [past, x]: [&[T]; 2],
+    weight: Values<'_>,
+    geometry: Geometry,
+    end: End<'_>,
+    out: &mut [O],
+) {
     let rows = out.len() / geometry.outputs;
     if geometry.depthwise {
         return depthwise::run(x, &weight.to_f32(), &geometry, end, out);
@@ -115,8 +139,9 @@ fn run<T: Element, O: Element>(x: &[T], weight: Values<'_>, geometry: Geometry, 
     let narrow = T::NARROW && matches!(weight, Values::Bf16(_));
     let columns = geometry.taps() * geometry.inputs;
     let weight = Matrix { values: weight, rows: geometry.outputs, columns, stride: columns };
-    let product = Product::new(weight, narrow, end);
-    let neighbourhoods = Neighbourhoods { x, geometry };
+    let product = Product::new(Weight::Dense(weight), narrow, end);
+    let slice = (past.len() + x.len()) / geometry.axes[0].size.max(1);
+    let neighbourhoods = Neighbourhoods { past, x, before: past.len() / slice.max(1), geometry };
     // Few outputs: each thread transposes its own part of the weight. Many: the weight is worth transposing first.
     if rows <= crate::gemm::ROWS_AT_ONCE {
         product.by_columns(&neighbourhoods, rows, out);
@@ -181,7 +206,10 @@ impl Geometry {
 
 /// What each output sees: a row of (kernels.., inputs) values, zeros where it looks at padding.
 struct Neighbourhoods<'a, T> {
-    x: &'a [T], // (batch, axes.., inputs)
+    past: &'a [T], // (batch, before, axes.., inputs)
+    x: &'a [T],    // (batch, size − before, axes.., inputs)
+    /// How much of the first axis is past.
+    before: usize,
     geometry: Geometry,
 }
 
@@ -218,8 +246,12 @@ impl<T: Element> Rows for Neighbourhoods<'_, T> {
             let inside = inside.unsigned_abs();
             part[..before].fill(E::zeroed());
             if inside > 0 {
-                let start = ((sample * a.size + i) * b.size + j) * line + (place + before as isize) as usize;
-                convert(&self.x[start..start + inside], &mut part[before..before + inside]);
+                let (x, size, i) = match i.checked_sub(self.before) {
+                    Some(i) => (self.x, a.size - self.before, i),
+                    None => (self.past, self.before, i),
+                };
+                let start = ((sample * size + i) * b.size + j) * line + (place + before as isize) as usize;
+                convert(&x[start..start + inside], &mut part[before..before + inside]);
             }
             part[before + inside..].fill(E::zeroed());
         }

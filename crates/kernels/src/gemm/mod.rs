@@ -6,15 +6,18 @@
 //! applies the activation and writes. Every element is summed along k in the same order however the work is cut.
 
 mod dot;
+mod few;
 mod finish;
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod swapped;
 mod tile;
+mod weight;
 
 use half::bf16;
 
 use crate::isa::{Active, Simd, Work};
+use crate::packing::Packed;
 use crate::pool::{self, Shared, with_buffer};
 use crate::values::{Element, Matrix, Values, ValuesMut, convert};
 use crate::{Error, values};
@@ -24,6 +27,8 @@ use finish::Finish;
 pub use finish::{Epilogue, PerRow, Residual};
 pub(crate) use pack::{PackColumns, Rows};
 pub(crate) use tile::Tiles;
+use weight::Unpack;
+pub(crate) use weight::Weight;
 
 /// 32-bit words of a row that are multiplied at a time: a panel of them stays in the first-level cache.
 pub(crate) const WORDS: usize = 256;
@@ -41,17 +46,36 @@ pub fn linear<'a>(
     epilogue: &Epilogue<'_>,
     out: impl Into<ValuesMut<'a>>,
 ) -> Result<(), Error> {
-    let out = out.into();
-    if x.columns != weight.columns {
+    layer(x, Weight::Dense(weight), epilogue, out.into())
+}
+
+/// [`linear`] with a packed weight: its values are scale · code + bias of their group. Where `x` is bf16 and the processor
+/// has products of bf16, many rows are multiplied by values rounded to bf16.
+pub fn linear_packed<'a>(
+    x: Matrix<'_>,
+    weight: Packed<'_>,
+    epilogue: &Epilogue<'_>,
+    out: impl Into<ValuesMut<'a>>,
+) -> Result<(), Error> {
+    layer(x, Weight::Packed(weight), epilogue, out.into())
+}
+
+fn layer(
+    x: Matrix<'_>,
+    weight: Weight<'_>,
+    epilogue: &Epilogue<'_>,
+    out: ValuesMut<'_>,
+) -> Result<(), Error> {
+    if x.columns != weight.columns() {
         return Err(Error::Shape {
             what: "x's columns",
-            expected: weight.columns.to_string(),
+            expected: weight.columns().to_string(),
             found: x.columns.to_string(),
         });
     }
-    values::fits("output", out.len(), &[x.rows, weight.rows])?;
+    values::fits("output", out.len(), &[x.rows, weight.rows()])?;
     let bias = epilogue.bias.map(Values::to_f32);
-    let end = End::new(epilogue, bias.as_deref(), [x.rows, weight.rows])?;
+    let end = End::new(epilogue, bias.as_deref(), [x.rows, weight.rows()])?;
     if out.is_empty() {
         return Ok(());
     }
@@ -64,15 +88,19 @@ pub fn linear<'a>(
     Ok(())
 }
 
-fn run<T: Element, O: Element>(values: &[T], x: Matrix<'_>, weight: Matrix<'_>, end: End<'_>, out: &mut [O]) {
-    if x.rows <= DOT_ROWS {
-        return dot::run(values, weight, end, out);
-    }
-    let both = matches!((x.values, weight.values), (Values::Bf16(_), Values::Bf16(_)));
-    let product = Product::new(weight, both, end);
+fn run<T: Element, O: Element>(values: &[T], x: Matrix<'_>, weight: Weight<'_>, end: End<'_>, out: &mut [O]) {
+    let narrow = match weight {
+        Weight::Packed(packed) if few::takes::<T>(x.rows, packed) => {
+            return few::run(values, packed, end, out);
+        }
+        Weight::Dense(matrix) if x.rows <= DOT_ROWS => return dot::run(values, matrix, end, out),
+        Weight::Packed(_) => true,
+        Weight::Dense(matrix) => matches!(matrix.values, Values::Bf16(_)),
+    };
+    let product = Product::new(weight, T::NARROW && narrow, end);
     let rows = Plain { values, stride: x.stride };
     // Few columns are too few pieces of work: there the rows are dealt out.
-    if weight.rows <= 512 && x.rows > 2 * weight.rows {
+    if weight.rows() <= 512 && x.rows > 2 * weight.rows() {
         product.by_rows(&rows, x.rows, out);
     } else {
         product.by_columns(&rows, x.rows, out);
@@ -164,47 +192,60 @@ impl Words {
 
 /// A product with a weight.
 pub(crate) struct Product<'a> {
-    weight: Matrix<'a>,
+    weight: Weight<'a>,
     end: End<'a>,
     words: Words,
 }
 
 impl<'a> Product<'a> {
-    /// `narrow` says that rows and weight are bf16.
-    pub(crate) fn new(weight: Matrix<'a>, narrow: bool, end: End<'a>) -> Self {
+    /// `narrow` says that rows and weight are bf16, or may become that.
+    pub(crate) fn new(weight: Weight<'a>, narrow: bool, end: End<'a>) -> Self {
         Self { weight, end, words: Words::new(narrow) }
     }
 
     fn panels(&self) -> usize {
-        self.weight.rows.div_ceil(self.words.width)
+        self.weight.rows().div_ceil(self.words.width)
     }
 
     fn blocks(&self) -> usize {
-        self.words.blocks(self.weight.columns)
+        self.words.blocks(self.weight.columns())
     }
 
     fn copy_rows(&self, rows: &impl Rows, first: usize, block: usize, to: &mut [f32]) {
-        self.words.copy_rows(rows, self.weight.columns, first, block, to);
+        self.words.copy_rows(rows, self.weight.columns(), first, block, to);
     }
 
-    fn pack_columns(&self, first_panel: usize, block: usize, to: &mut [f32]) {
-        self.words.active.run(PackColumns {
-            weight: self.weight,
-            pairs: self.words.pairs,
-            first: first_panel * self.words.width,
-            word: block * WORDS,
-            words: self.words.block(self.weight.columns, block),
-            to,
+    /// A panel: (WORDS, width).
+    fn pack_columns(&self, panel: usize, block: usize, to: &mut [f32]) {
+        let Words { active, pairs, width } = self.words;
+        let (first, words) = (panel * width, self.words.block(self.weight.columns(), block));
+        if let Some(weight) = self.weight.plain(pairs) {
+            return active.run(PackColumns { weight, pairs, first, word: block * WORDS, words, to });
+        }
+        let rows = width.min(self.weight.rows() - first);
+        with_buffer(rows * WORDS, |buffer| {
+            self.unpack(first, block, buffer);
+            let values = if pairs { Values::Bf16(bytemuck::cast_slice(buffer)) } else { Values::F32(buffer) };
+            let (columns, stride) = if pairs { (2 * words, 2 * WORDS) } else { (words, WORDS) };
+            let weight = Matrix { values, rows, columns, stride };
+            active.run(PackColumns { weight, pairs, first: 0, word: 0, words, to });
         });
     }
 
+    /// A block of the weight's rows `first ..`: (rows, WORDS).
+    fn unpack(&self, first: usize, block: usize, to: &mut [f32]) {
+        let (weight, pairs) = (self.weight, self.words.pairs);
+        let words = self.words.block(weight.columns(), block);
+        self.words.active.run(Unpack { weight, pairs, first, word: block * WORDS, words, to });
+    }
+
     fn multiply(&self, block: usize, a: &[f32], b: &[f32], c: &mut [f32]) {
-        let words = self.words.block(self.weight.columns, block);
+        let words = self.words.block(self.weight.columns(), block);
         Tiles { a, b, c, words, accumulate: block > 0 }.multiply(self.words);
     }
 
     fn finish<O: Element>(&self, panel: usize, row: usize, sums: &[f32], out: &Shared<'_, O>) {
-        let (column, columns) = (panel * self.words.width, self.weight.rows);
+        let (column, columns) = (panel * self.words.width, self.weight.rows());
         self.words.active.run(Finish { sums, end: self.end, row, column, columns, out });
     }
 

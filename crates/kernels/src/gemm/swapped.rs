@@ -8,11 +8,11 @@
 use half::bf16;
 
 use super::finish::FinishColumns;
-use super::{Product, Rows, WORDS};
+use super::{Product, Rows, WORDS, Weight};
 use crate::isa::amx::{Amx, TILE, TileProduct, WIDTH};
 use crate::isa::{Simd, Work};
 use crate::pool::{self, Shared, with_buffer};
-use crate::values::{Element, Values};
+use crate::values::{Element, Matrix, Values};
 
 /// Rows of x at a time, at most: a block of their panels (512 KiB) and the sums of a task (256 KiB) stay in the
 /// second-level cache.
@@ -26,7 +26,7 @@ impl Product<'_> {
     /// Each task has some rows of the weight and up to [`COLUMNS`] rows of x.
     pub(super) fn swapped<O: Element>(&self, amx: Amx, rows: &impl Rows, m: usize, out: &mut [O]) {
         let out = Shared::new(out);
-        let n = self.weight.rows;
+        let n = self.weight.rows();
         let at_once = m.div_ceil(m.div_ceil(COLUMNS)).next_multiple_of(WIDTH);
         // Enough tasks to keep many threads busy to the end.
         let strip = [ROWS, ROWS / 2].into_iter().find(|strip| n / strip >= 4 * pool::threads());
@@ -43,7 +43,7 @@ impl Product<'_> {
                     with_buffer(WIDTH * WORDS, |copy| {
                         let count = WIDTH.min(m - first);
                         self.copy_rows(rows, first_row + first, block, &mut copy[..count * WORDS]);
-                        let words = self.words.block(self.weight.columns, block);
+                        let words = self.words.block(self.weight.columns(), block);
                         self.words.active.run(PackRows { rows: copy, words, to });
                     });
                 });
@@ -74,13 +74,22 @@ impl Product<'_> {
     /// Adds the product of a block of the weight's rows `first ..` with panels `b` (panels, WORDS, WIDTH) to `c` (panels,
     /// count, WIDTH); the first block overwrites.
     fn multiply_strip(&self, amx: Amx, first: usize, count: usize, block: usize, b: &[f32], c: &mut [f32]) {
-        let Values::Bf16(values) = self.weight.values else { return };
-        let (k, row) = (self.weight.columns, self.weight.stride);
+        let k = self.weight.columns();
         let steps = self.words.block(k, block).div_ceil(TILE);
         let (from, end) = (block * 2 * WORDS, block * 2 * WORDS + steps * 2 * TILE);
         let mut product = |a: &[u8], stride, next| {
             let (panel, accumulate) = (WIDTH * WORDS, block > 0);
             amx.multiply(TileProduct { a, stride, rows: count, b, panel, c, steps, accumulate, next });
+        };
+        let dense = match self.weight {
+            Weight::Dense(Matrix { values: Values::Bf16(values), stride, .. }) => Some((values, stride)),
+            _ => None,
+        };
+        let Some((values, row)) = dense else {
+            return with_buffer(count * WORDS, |a| {
+                self.unpack(first, block, a);
+                product(bytemuck::cast_slice(a), WORDS * size_of::<f32>(), a.as_ptr().cast());
+            });
         };
         if end > k {
             // The last tile of each row is not whole.

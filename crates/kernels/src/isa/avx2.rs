@@ -17,6 +17,17 @@ pub(super) fn run<W: Work>(work: W) -> W::Output {
     work.run(Avx2(()))
 }
 
+/// Half bytes in the lowest bits of 32; what lies above them is arbitrary.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn halves(from: &[u8]) -> __m256i {
+    let word = i32::from_le_bytes([from[0], from[1], from[2], from[3]]);
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)) }
+}
+
 // SAFETY (every block of this implementation): a value of `Self` exists only where the processor has the instructions,
 // and every pointer comes from a slice that was just found, or cut, to be long enough.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -60,6 +71,37 @@ impl Simd for Avx2 {
             let bits = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
             let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(bits, bits));
             _mm_storeu_si128(to[..LANES].as_mut_ptr().cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8]) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from[..LANES].as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn load_u4(self, from: &[u8]) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_and_si256(halves(from), _mm256_set1_epi32(15))) }
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, from: &[u8]) -> __m256 {
+        unsafe {
+            let wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from[..LANES].as_ptr().cast()));
+            let kept = _mm256_set1_epi32(0x87f0_0000_u32 as i32);
+            let bits = _mm256_and_si256(_mm256_slli_epi32::<20>(wide), kept);
+            _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(super::E4M3))
+        }
+    }
+
+    #[inline(always)]
+    fn load_e2m1(self, from: &[u8]) -> __m256 {
+        unsafe {
+            let halves = halves(from);
+            let numbers = _mm256_setr_ps(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0);
+            let size = _mm256_permutevar8x32_ps(numbers, halves);
+            let sign = _mm256_and_si256(_mm256_slli_epi32::<28>(halves), _mm256_set1_epi32(i32::MIN));
+            _mm256_xor_ps(size, _mm256_castsi256_ps(sign))
         }
     }
 

@@ -22,6 +22,21 @@ pub(super) fn run_bf16<W: Work>(work: W) -> W::Output {
     work.run(Avx512::<true>(()))
 }
 
+/// Half bytes in the lowest bits of 32; what lies above them is arbitrary.
+///
+/// # Safety
+/// The processor has the instructions.
+#[inline(always)]
+unsafe fn halves(from: &[u8]) -> __m512i {
+    // SAFETY: the caller's promise; the slice was just found to be long enough.
+    unsafe {
+        let words = _mm512_castsi128_si512(_mm_loadl_epi64(from[..LANES / 2].as_ptr().cast()));
+        let places = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+        let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+        _mm512_srlv_epi32(_mm512_permutexvar_epi32(places, words), shifts)
+    }
+}
+
 // SAFETY (every block of this implementation): a value of `Self` exists only where the processor has the instructions,
 // and every pointer comes from a slice that was just found, or cut, to be long enough.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -30,6 +45,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = LANES;
     const ROWS: usize = 12;
     const VECTORS: usize = 2;
+    const JOINS: bool = BF16;
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
@@ -65,6 +81,95 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let bits = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
             let narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
             _mm256_storeu_si256(to[..LANES].as_mut_ptr().cast(), narrow);
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16_twice(self, [first, second]: [__m512; 2], to: &mut [bf16]) {
+        if BF16 {
+            let pairs = self.join([first, second]);
+            unsafe { _mm512_storeu_ps(to[..2 * LANES].as_mut_ptr().cast(), pairs) };
+            return;
+        }
+        self.store_bf16(first, to);
+        self.store_bf16(second, &mut to[LANES..]);
+    }
+
+    #[inline(always)]
+    fn join(self, [first, second]: [__m512; 2]) -> __m512 {
+        unsafe {
+            if BF16 {
+                return std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second, first));
+            }
+            let mut words = [0.0; LANES];
+            self.store_bf16_twice([first, second], bytemuck::cast_slice_mut(&mut words));
+            _mm512_loadu_ps(words.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    fn load_u4_pairs(self, from: &[u8]) -> __m512 {
+        /// 0 to 15 as bf16; twice, so that the bit above a half byte does not matter.
+        const NUMBERS: [u16; 32] = {
+            let mut numbers = [0; 32];
+            let mut at = 0;
+            while at < 32 {
+                numbers[at] = ((at % 16) as f32).to_bits().wrapping_shr(16) as u16;
+                at += 1;
+            }
+            numbers
+        };
+        const PLACES: [u16; 32] = {
+            let mut places = [0; 32];
+            let mut at = 0;
+            while at < 32 {
+                places[at] = at as u16 / 4;
+                at += 1;
+            }
+            places
+        };
+        unsafe {
+            let load = |from: &[u16; 32]| _mm512_loadu_si512(from.as_ptr().cast());
+            let words = _mm512_castsi128_si512(_mm_loadu_si128(from[..LANES].as_ptr().cast()));
+            let spread = _mm512_permutexvar_epi16(load(&PLACES), words);
+            let shifts = _mm512_set1_epi64(0x000c_0008_0004_0000);
+            let codes = _mm512_srlv_epi16(spread, shifts);
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, load(&NUMBERS)))
+        }
+    }
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from[..LANES].as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn load_u4(self, from: &[u8]) -> __m512 {
+        unsafe {
+            let numbers = _mm512_setr_ps(
+                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+            );
+            _mm512_permutexvar_ps(halves(from), numbers)
+        }
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, from: &[u8]) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(from[..LANES].as_ptr().cast()));
+            let kept = _mm512_set1_epi32(0x87f0_0000_u32 as i32);
+            let bits = _mm512_and_si512(_mm512_slli_epi32::<20>(wide), kept);
+            _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(super::E4M3))
+        }
+    }
+
+    #[inline(always)]
+    fn load_e2m1(self, from: &[u8]) -> __m512 {
+        unsafe {
+            let numbers = _mm512_setr_ps(
+                0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
+            );
+            _mm512_permutexvar_ps(halves(from), numbers)
         }
     }
 

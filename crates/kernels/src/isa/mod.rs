@@ -184,6 +184,11 @@ impl Active {
     }
 }
 
+/// What the bits of an E4M3, moved to the end of an f32's, are to be multiplied by.
+pub(crate) const E4M3: f32 = f32::from_bits((127 + 120) << 23);
+/// The same of an E2M1.
+const E2M1: f32 = f32::from_bits((127 + 126) << 23);
+
 /// A vector of f32, as an instruction set has it. Values of the implementing types exist only where the instructions do.
 /// Slices are read and written from their start; they must hold a whole vector (checked, free once inlined).
 pub(crate) trait Simd: Copy {
@@ -203,6 +208,35 @@ pub(crate) trait Simd: Copy {
     fn load_bf16(self, from: &[bf16]) -> Self::V;
     /// Rounded to nearest, ties to even.
     fn store_bf16(self, v: Self::V, to: &mut [bf16]);
+
+    /// Two vectors, one behind the other, rounded to nearest; subnormal numbers may become 0.
+    #[inline(always)]
+    fn store_bf16_twice(self, [first, second]: [Self::V; 2], to: &mut [bf16]) {
+        self.store_bf16(first, to);
+        self.store_bf16(second, &mut to[Self::LANES..]);
+    }
+    /// Whether [`join`](Self::join) and products of pairs are instructions, and as fast as they look.
+    const JOINS: bool = false;
+    /// Two vectors, one behind the other, rounded as [`store_bf16_twice`](Self::store_bf16_twice) does: words of two bf16.
+    #[inline(always)]
+    fn join(self, vectors: [Self::V; 2]) -> Self::V {
+        let mut words = [0.0; 16];
+        self.store_bf16_twice(vectors, bytemuck::cast_slice_mut(&mut words));
+        self.load(&words)
+    }
+    /// Bytes as whole numbers.
+    fn load_u8(self, from: &[u8]) -> Self::V;
+    /// Half bytes as whole numbers, the lower half first.
+    fn load_u4(self, from: &[u8]) -> Self::V;
+    /// The same in words of two bf16: twice as many.
+    #[inline(always)]
+    fn load_u4_pairs(self, from: &[u8]) -> Self::V {
+        self.join([self.load_u4(from), self.load_u4(&from[Self::LANES / 2..])])
+    }
+    /// Floats of 8 bits; all ones are 480, as MLX has it.
+    fn load_e4m3(self, from: &[u8]) -> Self::V;
+    /// Floats of 4 bits, the lower half of a byte first.
+    fn load_e2m1(self, from: &[u8]) -> Self::V;
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;

@@ -22,6 +22,17 @@ pub(super) fn run_bf16<W: Work>(work: W) -> W::Output {
     work.run(Neon::<true>(()))
 }
 
+/// Half bytes as 32-bit numbers.
+#[inline(always)]
+fn halves(from: &[u8]) -> uint32x4_t {
+    let word = u32::from(u16::from_le_bytes([from[0], from[1]]));
+    // SAFETY: the instructions are part of the architecture, and the array has four values.
+    unsafe {
+        let shifts = vld1q_s32([0, -4, -8, -12].as_ptr());
+        vandq_u32(vshlq_u32(vdupq_n_u32(word), shifts), vdupq_n_u32(15))
+    }
+}
+
 // SAFETY (every block of this implementation): the instructions are part of the architecture or, where `BF16` is asked,
 // of the processor, and every pointer comes from a slice that was just found, or cut, to be long enough.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -60,6 +71,41 @@ impl<const BF16: bool> Simd for Neon<BF16> {
             let quiet = vorrq_u32(bits, vdupq_n_u32(0x40_0000));
             let bits = vbslq_u32(vceqq_f32(v, v), rounded, quiet);
             vst1_u16(to[..LANES].as_mut_ptr().cast(), vshrn_n_u32::<16>(bits));
+        }
+    }
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8]) -> float32x4_t {
+        unsafe {
+            let word = u32::from_le_bytes([from[0], from[1], from[2], from[3]]);
+            let wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(word)));
+            vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)))
+        }
+    }
+
+    #[inline(always)]
+    fn load_u4(self, from: &[u8]) -> float32x4_t {
+        unsafe { vcvtq_f32_u32(halves(from)) }
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, from: &[u8]) -> float32x4_t {
+        unsafe {
+            let word = u32::from_le_bytes([from[0], from[1], from[2], from[3]]);
+            let wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(word)));
+            let wide = vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(wide)));
+            let bits = vandq_u32(vshlq_n_u32::<20>(wide), vdupq_n_u32(0x87f0_0000));
+            vmulq_n_f32(vreinterpretq_f32_u32(bits), super::E4M3)
+        }
+    }
+
+    #[inline(always)]
+    fn load_e2m1(self, from: &[u8]) -> float32x4_t {
+        unsafe {
+            let halves = halves(from);
+            let size = vshlq_n_u32::<22>(vandq_u32(halves, vdupq_n_u32(7)));
+            let sign = vshlq_n_u32::<28>(vandq_u32(halves, vdupq_n_u32(8)));
+            vmulq_n_f32(vreinterpretq_f32_u32(vorrq_u32(size, sign)), super::E2M1)
         }
     }
 

@@ -16,6 +16,12 @@ fn each(f: impl Fn(usize) -> f32) -> V {
     std::array::from_fn(f)
 }
 
+/// The lower half of a byte comes first.
+#[inline(always)]
+fn half(from: &[u8], index: usize) -> u8 {
+    from[index / 2] >> (index % 2 * 4) & 15
+}
+
 impl Simd for Portable {
     type V = V;
     const LANES: usize = LANES;
@@ -45,6 +51,32 @@ impl Simd for Portable {
     #[inline(always)]
     fn store_bf16(self, v: V, to: &mut [bf16]) {
         to[..LANES].copy_from_slice(&v.map(narrow));
+    }
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8]) -> V {
+        each(|i| f32::from(from[i]))
+    }
+
+    #[inline(always)]
+    fn load_u4(self, from: &[u8]) -> V {
+        each(|i| f32::from(half(from, i)))
+    }
+
+    #[inline(always)]
+    fn load_e4m3(self, from: &[u8]) -> V {
+        each(|i| {
+            let code = u32::from(from[i]);
+            f32::from_bits((code & 0x80) << 24 | (code & 0x7f) << 20) * super::E4M3
+        })
+    }
+
+    #[inline(always)]
+    fn load_e2m1(self, from: &[u8]) -> V {
+        each(|i| {
+            let code = u32::from(half(from, i));
+            f32::from_bits((code & 8) << 28 | (code & 7) << 22) * super::E2M1
+        })
     }
 
     #[inline(always)]

@@ -1,10 +1,11 @@
-//! What can be typed to the commands about embeddings and latents.
+//! What can be typed to the commands about files: embeddings, latents, random models, packed weights, LoRAs.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use ltx::video_vae::Tiling;
 
-use super::{DeviceChoice, DtypeChoice, EncoderChoice};
+use super::{DeviceChoice, DtypeChoice, EncoderChoice, QuantizeChoice};
 
 #[derive(Debug, Args)]
 pub struct EncodeText {
@@ -36,6 +37,9 @@ pub struct EncodeText {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
+    /// Pack Gemma's large matrices while they are read, to use less memory
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
+    pub quantize: QuantizeChoice,
     /// Read the text encoder layer by layer as it computes, instead of keeping it in memory
     #[arg(long)]
     pub stream: bool,
@@ -47,9 +51,47 @@ pub struct EncodeText {
     pub quiet: bool,
 }
 
+/// The pieces that a clip is decoded in.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Tiles {
+    /// Height and width of the tiles that the video is decoded in, a multiple of 32 from 64: smaller ones need less memory
+    #[arg(long, value_name = "PIXELS", default_value = "768", value_parser = multiple::<32>)]
+    tile_size: i32,
+    /// Their length in frames, a multiple of 8 from 16
+    #[arg(long, value_name = "N", default_value = "80", value_parser = multiple::<8>)]
+    tile_frames: i32,
+}
+
+/// A multiple of what one latent element stands for, at least two of them.
+fn multiple<const UNIT: i32>(text: &str) -> Result<i32, String> {
+    let number = text.parse().ok().filter(|number: &i32| *number >= 2 * UNIT && number % UNIT == 0);
+    number.ok_or_else(|| format!("give a multiple of {UNIT}, at least {}", 2 * UNIT))
+}
+
+impl Tiles {
+    /// Neighbours share what they do officially, or half of a smaller tile.
+    pub fn tiling(self) -> Tiling {
+        let shared = |size: i32, official: i32, unit: i32| official.min(size / 2 / unit * unit);
+        Tiling {
+            spatial: Some((self.tile_size, shared(self.tile_size, 64, 32))),
+            temporal: Some((self.tile_frames, shared(self.tile_frames, 24, 8))),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Resume {
+    /// The clip that the run was to write, or the folder .ltx-run-… beside it [default: the one in this folder]
+    #[arg(value_name = "OUTPUT")]
+    pub output: Option<PathBuf>,
+    /// Options to add to those of the run, such as --tile-size 256
+    #[arg(value_name = "OPTIONS", trailing_var_arg = true, allow_hyphen_values = true, requires = "output")]
+    pub more: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 pub struct Decode {
-    /// The <output>_latent.npz of generate --skip-vae, or of LTX-2-MLX
+    /// The <output>_latent.npz of generate --skip-vae, or of LTX-2-MLX; or the folder .ltx-run-… of an interrupted run
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// The clip [default: what the run was to write, beside FILE]
@@ -70,6 +112,8 @@ pub struct Decode {
     /// What encodes the clip
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = EncoderChoice::Builtin)]
     pub encoder: EncoderChoice,
+    #[command(flatten)]
+    pub tiles: Tiles,
     /// Stop when any file holds tensors that nobody reads
     #[arg(long)]
     pub strict: bool,
@@ -79,6 +123,25 @@ pub struct Decode {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Quantize {
+    /// Model file, or the folder of Gemma 3
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The file or folder to write
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Into how many bits
+    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::Eight)]
+    pub bits: QuantizeChoice,
+    /// Values that share a scale, with 8 and 4 bits: 32, 64 or 128
+    #[arg(long, value_name = "N", default_value_t = 64, alias = "group-size")]
+    pub group: usize,
     /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,
@@ -94,37 +157,77 @@ pub enum CacheCommand {
     Path,
 }
 
-/// Which file to imitate.
+/// Models that `ltx synth` can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LikeChoice {
-    /// LTX-2 2.0, 43 GB
-    #[value(name = "2.0", alias = "19b")]
-    Ltx19b,
-    /// LTX-2 2.3, 46 GB
-    #[value(name = "2.3", alias = "22b")]
-    Ltx22b,
-    /// The text encoder's folder, Gemma 3 12B, 24 GB
+    /// The single file of 2.0, 19B
+    #[value(name = "2.0")]
+    V2_0,
+    /// The single file of 2.3, 22B
+    #[value(name = "2.3")]
+    V2_3,
+    /// The spatial upsampler x2 of 2.3
+    Upsampler,
+    /// A folder with a Gemma 3 12B text encoder
     Gemma,
 }
 
 #[derive(Debug, Args)]
 pub struct Synth {
-    /// The file to write; for Gemma the folder
+    /// The file, or for gemma the folder, to write
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// Which model it is to be like
+    /// What it is like
     #[arg(long, value_name = "MODEL", value_enum)]
     pub like: LikeChoice,
-    /// Blocks of the transformer, or layers of Gemma [default: all 48]
+    /// Transformer blocks, or layers of the text encoder [default: 48, as the real ones have]
     #[arg(long, value_name = "N")]
     pub blocks: Option<usize>,
-    /// Write only the first N blocks; the others, and all networks without blocks, are holes in the file: zeros that take no
-    /// room on the disk, and no time to read
+    /// Give only the first N blocks values; the others take no room on the disk and read as zeros
     #[arg(long, value_name = "N")]
-    pub sparse: Option<usize>,
-    /// Seed of the weights
-    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub filled: Option<usize>,
+    /// Seed of the values
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Print errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LoraCommand {
+    /// Show what a LoRA changes, and whether it fits a model
+    Inspect(LoraInspect),
+    /// Write a model file with LoRAs merged into it
+    Merge(LoraMerge),
+    /// List the LoRAs with short names
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct LoraInspect {
+    /// LoRA file, adapter folder, or short name
+    #[arg(value_name = "FILE")]
+    pub file: String,
+    /// Model files or folders to compare with
+    #[arg(long, value_name = "MODEL")]
+    pub against: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LoraMerge {
+    /// Model file
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// LoRA and its strength (1 if left out); may be repeated
+    #[arg(long, value_names = ["PATH", "STRENGTH"], num_args = 1..=2, required = true, allow_negative_numbers = true)]
+    pub lora: Vec<String>,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
     /// Print errors only
     #[arg(short, long)]
     pub quiet: bool,

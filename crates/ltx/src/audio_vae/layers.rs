@@ -29,7 +29,7 @@ impl CausalConv {
         let (reach, side) = (self.kernel - 1, self.kernel / 2);
         let settings =
             mlx::Conv { padding_low: vec![reach, side], padding_high: vec![0, side], ..Default::default() };
-        self.conv.forward_onto(x, &settings, None, onto)
+        self.conv.forward_onto(x, &settings, onto)
     }
 }
 

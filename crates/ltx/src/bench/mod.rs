@@ -6,7 +6,7 @@
 
 mod works;
 
-pub use works::{WORKS, Work, find};
+pub use works::{WORKS, Work, decode, find};
 
 use std::time::{Duration, Instant};
 

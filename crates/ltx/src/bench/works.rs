@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mlx::device::Device;
 use mlx::{Array, Dtype};
@@ -13,13 +14,13 @@ use crate::checkpoint::{Config, Weights};
 use crate::diffusion::patchify::{audio_positions, video_positions};
 use crate::dit::{Conditions, Dit, Input};
 use crate::error::{Error, Result};
-use crate::nn::{self, Bias, Linear};
+use crate::nn::{self, Bias, Linear, Packed, Packing, Weight};
 use crate::noise::Noise;
 use crate::shape::{AudioShape, Modality, VideoShape};
 use crate::text::{Gemma, MAX_TOKENS};
 use crate::trace::Trace;
 use crate::upsampler::Upsampler;
-use crate::video_vae::{CausalConv, ConvDecoder, Padding};
+use crate::video_vae::{CausalConv, ConvDecoder, Padding, Tiling};
 use crate::vocoder::Vocoder;
 
 /// Something to measure.
@@ -46,6 +47,14 @@ pub const WORKS: &[Work] = &[
     work("linear-m1024-n4096", "linear layer, 1024 rows, 4096 → 4096", |timer| linear(timer, 1024, 4096)),
     work("linear-m1024-n16384", "linear layer, 1024 rows, 4096 → 16384", |timer| {
         linear(timer, 1024, 16384)
+    }),
+    work("linear-m1-n4096-q8", "linear layer of 8 bits, 1 row, 4096 → 4096", |timer| packed(timer, 1, 8)),
+    work("linear-m1-n4096-q4", "linear layer of 4 bits, 1 row, 4096 → 4096", |timer| packed(timer, 1, 4)),
+    work("linear-m256-n4096-q8", "linear layer of 8 bits, 256 rows, 4096 → 4096", |timer| {
+        packed(timer, 256, 8)
+    }),
+    work("linear-m256-n4096-q4", "linear layer of 4 bits, 256 rows, 4096 → 4096", |timer| {
+        packed(timer, 256, 4)
     }),
     work("attention-1024", "attention, 32 heads of 128, 1024 tokens", |timer| attention(timer, 1024, 128)),
     work("attention-1024-d64", "attention, 32 heads of 64, 1024 tokens", |timer| attention(timer, 1024, 64)),
@@ -85,6 +94,16 @@ fn random(shape: &[i32], dtype: Dtype) -> Result<Array> {
 fn linear(timer: &Timer, rows: i32, outputs: i32) -> Result<Measured> {
     let dtype = timer.settings.dtype;
     let layer = Linear::load(&Weights::random(dtype), HIDDEN, outputs, Bias::Yes)?;
+    let x = random(&[1, rows, HIDDEN], dtype)?;
+    timer.time(dtype, String::new(), || Ok(layer.forward(&x)?.eval()?))
+}
+
+/// A layer 4096 → 4096 without a bias, packed in groups of 64.
+fn packed(timer: &Timer, rows: i32, bits: usize) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let weight = Packed::quantize(&random(&[HIDDEN, HIDDEN], dtype)?, Packing::Affine { bits, group: 64 })?;
+    mlx::eval([&weight.values, &weight.scales].into_iter().chain(&weight.biases))?;
+    let layer = Linear::of(Weight::Packed(weight));
     let x = random(&[1, rows, HIDDEN], dtype)?;
     timer.time(dtype, String::new(), || Ok(layer.forward(&x)?.eval()?))
 }
@@ -171,6 +190,28 @@ fn video_decode(timer: &Timer) -> Result<Measured> {
         let pixels = decoder.forward(&latent, &mut |shape| Ok(noise.normal(shape)?), &mut Trace::off())?;
         Ok(pixels.eval()?)
     })
+}
+
+/// Decodes a clip at full width with random weights, and lets go of its pixels: seconds, and bytes of the arrays beside the
+/// weights at the peak, as measured and as [`Tiling::bytes`] tells.
+pub fn decode(video: VideoShape, tiling: &Tiling, dtype: Dtype) -> Result<(f64, usize, usize)> {
+    let config = config(|_| ())?;
+    let decoder = ConvDecoder::load(&Weights::random(dtype), &config)?;
+    let shape = video.latent();
+    let sizes = [shape.frames, shape.height, shape.width];
+    let draw = |frames: usize| random(&[1, 128, frames as i32, sizes[1] as i32, sizes[2] as i32], Dtype::F32);
+    let mut noise = Noise::new(1);
+    let mut noise = |shape: &[i32]| Ok(noise.normal(shape)?);
+    decoder.forward(&draw(1)?.slice(3, 0..1)?.slice(4, 0..1)?, &mut noise, &mut Trace::off())?; // so that the weights are there
+    let latent = draw(shape.frames)?;
+    let told = tiling.bytes(&config, dtype, sizes)?;
+    mlx::memory::clear_cache()?;
+    mlx::memory::reset_peak();
+    let (before, start) = (mlx::memory::active(), Instant::now());
+    for chunk in decoder.decode(&latent, tiling, noise)? {
+        chunk?.eval()?;
+    }
+    Ok((start.elapsed().as_secs_f64(), mlx::memory::peak().saturating_sub(before), told))
 }
 
 fn audio_decode(timer: &Timer) -> Result<Measured> {

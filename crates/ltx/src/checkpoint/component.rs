@@ -72,6 +72,11 @@ impl Component {
         }
     }
 
+    /// The prefix in official single files.
+    pub(crate) fn official_root(self) -> &'static str {
+        self.roots().first().copied().unwrap_or_default()
+    }
+
     /// Section of the header's configuration that describes the component.
     pub(crate) fn section(self) -> &'static str {
         match self {

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use mlx::{Array, Dtype};
@@ -13,6 +13,7 @@ use safetensors::tensor::Metadata;
 
 pub use safetensors::tensor::TensorInfo;
 
+use super::packs::Layout;
 use crate::error::{Error, Result};
 
 /// An open safetensors file.
@@ -23,6 +24,8 @@ pub struct File {
     metadata: Metadata,
     /// Offset of the first tensor's first byte.
     data: usize,
+    /// How weights are packed, once somebody has asked.
+    layout: OnceLock<Layout>,
 }
 
 impl File {
@@ -53,7 +56,7 @@ impl File {
             };
             Error::file(path, "", problem, "download it again, and check that it is a .safetensors file and not a web page or a Git LFS pointer")
         })?;
-        Ok(Self { path: path.into(), map: Arc::new(map), metadata, data: size + 8 })
+        Ok(Self { path: path.into(), map: Arc::new(map), metadata, data: size + 8, layout: OnceLock::new() })
     }
 
     /// Where it is.
@@ -101,6 +104,15 @@ impl File {
                 "download the file again",
             )
         })
+    }
+
+    /// What is said of how its weights are packed.
+    pub fn layout(&self) -> Result<&Layout> {
+        if let Some(layout) = self.layout.get() {
+            return Ok(layout);
+        }
+        let layout = Layout::read(self)?;
+        Ok(self.layout.get_or_init(|| layout))
     }
 
     /// The bytes before the first tensor's: the header, as it is.
@@ -165,6 +177,15 @@ impl File {
 
     /// One tensor in its own dtype, over the mapped memory. A tensor without elements is refused: no model has one.
     pub fn array(&self, key: &str) -> Result<Array> {
+        self.array_of(key, dtype)
+    }
+
+    /// [`Self::array`], of packed words and codes of 8-bit floats (as u8) too.
+    pub(super) fn coded_array(&self, key: &str) -> Result<Array> {
+        self.array_of(key, stored)
+    }
+
+    fn array_of(&self, key: &str, dtype: fn(&TensorInfo) -> Option<Dtype>) -> Result<Array> {
         let remedy = "use an official bf16, f16 or f32 file";
         let info = self.info(key).ok_or_else(|| {
             Error::file(&self.path, key, "is missing", "check that this is the right file for this model")
@@ -186,7 +207,16 @@ impl File {
     }
 }
 
-/// The dtype of a tensor, when arrays can have it.
+/// The dtype of the array that holds a tensor, if one can: a float of 8 bits is held as its code.
+fn stored(info: &TensorInfo) -> Option<Dtype> {
+    match info.dtype {
+        safetensors::Dtype::U32 => Some(Dtype::U32),
+        safetensors::Dtype::F8_E4M3 | safetensors::Dtype::F8_E5M2 => Some(Dtype::U8),
+        _ => dtype(info),
+    }
+}
+
+/// The dtype of a tensor whose values are numbers as they are, when arrays can have it.
 pub(crate) fn dtype(info: &TensorInfo) -> Option<Dtype> {
     Some(match info.dtype {
         safetensors::Dtype::BF16 => Dtype::Bf16,

@@ -7,6 +7,7 @@ mod component;
 mod config;
 mod header;
 pub mod lora;
+pub mod packs;
 mod residency;
 mod weights;
 
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use mlx::Dtype;
 
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 use lora::{Fusion, Lora, Matches};
 
 /// One or several official files that together hold a model.
@@ -29,6 +31,7 @@ use lora::{Fusion, Lora, Matches};
 pub struct Checkpoint {
     files: Vec<Arc<File>>,
     fusion: Option<Arc<Fusion>>,
+    packing: Option<Packing>,
 }
 
 impl Checkpoint {
@@ -40,7 +43,12 @@ impl Checkpoint {
                 files.push(Arc::new(File::open(&path)?));
             }
         }
-        Ok(Self { files, fusion: None })
+        Ok(Self { files, fusion: None, packing: None })
+    }
+
+    /// The same files, whose linear layers are packed while they are read where a rule allows it.
+    pub fn packed_as(self, packing: Option<Packing>) -> Self {
+        Self { packing, ..self }
     }
 
     /// The same files with `loras` on top of those that are fused already, each at its strength, and how each met them.
@@ -53,7 +61,7 @@ impl Checkpoint {
             fusion.add(lora, &matches, *strength);
             all.push(matches);
         }
-        Ok((Self { files: self.files.clone(), fusion: Some(Arc::new(fusion)) }, all))
+        Ok((Self { fusion: Some(Arc::new(fusion)), ..self.clone() }, all))
     }
 
     /// The files, in the order given.
@@ -102,7 +110,7 @@ impl Checkpoint {
             component.owns(key).then(|| key.to_string())
         });
         let weights = Weights::new(vec![file.clone()], root, dtype, keys).fused(self.fusion.clone());
-        Ok((weights, self.describe(component, file)?))
+        Ok((weights.packed_as(self.packing), self.describe(component, file)?))
     }
 
     /// The configuration in the header of `file`; of a split checkpoint, whose parts need not describe themselves, that of

@@ -43,8 +43,17 @@ pub struct Streamed {
 pub struct Blocks<T>(Kept<T>);
 
 enum Kept<T> {
-    All(Vec<T>),
-    Streamed { reader: Reader, load: Load<T>, ahead: usize, places: Vec<Weights> },
+    /// With the places of blocks that hold what they need of their files once they have computed.
+    All {
+        blocks: Vec<T>,
+        places: Vec<Weights>,
+    },
+    Streamed {
+        reader: Reader,
+        load: Load<T>,
+        ahead: usize,
+        places: Vec<Weights>,
+    },
 }
 
 type Load<T> = Box<dyn Fn(&Weights) -> Result<T>>;
@@ -59,7 +68,10 @@ impl<T> Blocks<T> {
     ) -> Result<Self> {
         let places: Vec<Weights> = (0..count).map(|index| weights.at(index)).collect();
         Ok(Self(match weights.residency() {
-            Residency::Resident => Kept::All(places.iter().map(load).collect::<Result<_>>()?),
+            Residency::Resident => Kept::All {
+                blocks: places.iter().map(load).collect::<Result<_>>()?,
+                places: if weights.packing().is_some() { places } else { Vec::new() },
+            },
             Residency::Streaming { ahead } => {
                 for place in &places {
                     load(place)?;
@@ -72,7 +84,7 @@ impl<T> Blocks<T> {
     /// How many there are.
     pub fn count(&self) -> usize {
         match &self.0 {
-            Kept::All(blocks) => blocks.len(),
+            Kept::All { blocks, .. } => blocks.len(),
             Kept::Streamed { places, .. } => places.len(),
         }
     }
@@ -85,7 +97,7 @@ impl<T> Blocks<T> {
     /// What streaming took since this was asked last.
     pub fn streaming(&self) -> Option<Streamed> {
         match &self.0 {
-            Kept::All(_) => None,
+            Kept::All { .. } => None,
             Kept::Streamed { reader, .. } => Some(reader.streamed.take()),
         }
     }
@@ -96,15 +108,17 @@ impl<T> Blocks<T> {
         let missing =
             || Error::request(format!("there is no block {index}"), "count from 0 to the last block");
         match &self.0 {
-            Kept::All(blocks) => work(blocks.get(index).ok_or_else(missing)?),
+            Kept::All { blocks, places } => {
+                let done = work(blocks.get(index).ok_or_else(missing)?);
+                places.get(index).into_iter().flat_map(Weights::spans).for_each(Span::release);
+                done
+            }
             Kept::Streamed { places, load, ahead, reader } => {
                 let place = places.get(index).ok_or_else(missing)?;
                 let ring = (index..places.len()).chain(0..index).take(ahead.saturating_add(1));
                 reader.bring(ring.map(|index| (index, &places[index])));
                 let done = work(&load(place)?);
-                for span in place.spans() {
-                    span.file.release(span.bytes);
-                }
+                place.spans().into_iter().for_each(Span::release);
                 done
             }
         }
@@ -116,9 +130,11 @@ impl<T> Blocks<T> {
             return (0..self.count()).try_for_each(|index| self.with(index, |block| work(index, block)));
         }
         match self.0 {
-            Kept::All(blocks) => {
-                blocks.into_iter().enumerate().try_for_each(|(index, block)| work(index, &block))
-            }
+            Kept::All { blocks, places } => blocks.into_iter().enumerate().try_for_each(|(index, block)| {
+                let done = work(index, &block);
+                places.get(index).into_iter().flat_map(Weights::spans).for_each(Span::release);
+                done
+            }),
             Kept::Streamed { .. } => Ok(()),
         }
     }
@@ -137,6 +153,12 @@ pub(super) struct Span {
     pub file: Arc<File>,
     /// Counted from the file's first byte.
     pub bytes: Range<usize>,
+}
+
+impl Span {
+    fn release(self) {
+        self.file.release(self.bytes);
+    }
 }
 
 /// Joins spans that touch.

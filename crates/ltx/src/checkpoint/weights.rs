@@ -10,10 +10,12 @@ use std::sync::Arc;
 use half::bf16;
 use mlx::{Array, Dtype};
 
+use super::header::dtype;
 use super::lora::Fusion;
 use super::residency::{Span, joined};
-use super::{File, Residency};
+use super::{File, Residency, packs};
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 
 /// What tensors that nobody read mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Weights {
     /// What is added to tensors while they are read.
     fusion: Option<Arc<Fusion>>,
     residency: Residency,
+    /// How linear layers are packed while they are read, and of how many blocks the network has.
+    packing: Option<(Packing, usize)>,
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +48,15 @@ struct Source {
     tensors: BTreeMap<String, usize>,
     /// Whether every tensor that is asked for is there, with random values.
     random: bool,
+    /// Of weights that are nowhere: what is known of them, and what was asked for.
+    outline: Option<Outline>,
     read: RefCell<BTreeSet<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Outline {
+    known: BTreeMap<String, Vec<i32>>,
+    asked: RefCell<BTreeMap<String, Vec<i32>>>,
 }
 
 impl Weights {
@@ -62,13 +74,14 @@ impl Weights {
             .filter_map(|path| Some((place(&path)?, path)))
             .map(|(file, path)| (path, file))
             .collect();
-        let source = Source { files, root: root.into(), tensors, random: false, read: RefCell::default() };
+        let source = Source { files, root: root.into(), tensors, ..Source::default() };
         Self {
             source: Rc::new(source),
             path: String::new(),
             dtype,
             fusion: None,
             residency: Residency::default(),
+            packing: None,
         }
     }
 
@@ -80,6 +93,26 @@ impl Weights {
     /// The same place, whose [`Blocks`](super::Blocks) are kept as `residency` says.
     pub fn kept(self, residency: Residency) -> Self {
         Self { residency, ..self }
+    }
+
+    /// The same place, whose linear layers are packed while they are read where a rule allows it. A model that holds packed
+    /// weights stays as it is: somebody has chosen for it.
+    pub fn packed_as(self, packing: Option<Packing>) -> Self {
+        let packing = packing.filter(|_| !self.is_packed());
+        let source = &self.source;
+        let keys = source.tensors.keys().map(|path| format!("{}{path}", source.root));
+        let packing = packing.map(|packing| (packing, packs::blocks(keys)));
+        Self { packing, ..self }
+    }
+
+    /// How linear layers are packed while they are read.
+    pub(super) fn packing(&self) -> Option<Packing> {
+        self.packing.map(|(packing, _)| packing)
+    }
+
+    /// How many blocks the network has, if they are packed.
+    pub(super) fn block_count(&self) -> usize {
+        self.packing.map_or(0, |(_, blocks)| blocks)
     }
 
     /// How blocks are kept.
@@ -105,13 +138,34 @@ impl Weights {
     /// Whatever tensors are asked for, in whatever shape, with random values that are bf16 in "the file": for measuring how
     /// fast a network is without its weights. [`Self::has`] and [`Self::shape`] know of none.
     pub(crate) fn random(dtype: Dtype) -> Self {
-        let source = Source { random: true, ..Source::default() };
+        Self::without_files(Source { random: true, ..Source::default() }, dtype)
+    }
+
+    /// Zeros in whatever shape is asked for: to learn what a network reads. [`Self::has`] and [`Self::shape`] know of
+    /// `known`.
+    pub(crate) fn outline(dtype: Dtype, known: BTreeMap<String, Vec<i32>>) -> Self {
+        let outline = Some(Outline { known, ..Outline::default() });
+        Self::without_files(Source { outline, ..Source::default() }, dtype)
+    }
+
+    /// The paths and shapes that an outline was asked for.
+    pub(crate) fn asked(&self) -> BTreeMap<String, Vec<i32>> {
+        self.source.outline.as_ref().map(|outline| outline.asked.borrow().clone()).unwrap_or_default()
+    }
+
+    /// Whatever tensors are asked for, none of which takes memory before it is used: for the shapes of a network.
+    pub(crate) fn shapes(dtype: Dtype) -> Self {
+        Self::outline(dtype, BTreeMap::new())
+    }
+
+    fn without_files(source: Source, dtype: Dtype) -> Self {
         Self {
             source: Rc::new(source),
             path: String::new(),
             dtype,
             fusion: None,
             residency: Residency::default(),
+            packing: None,
         }
     }
 
@@ -136,11 +190,18 @@ impl Weights {
 
     /// Whether the tensor `name` is here. Asking does not count as reading.
     pub fn has(&self, name: &str) -> bool {
-        self.source.tensors.contains_key(&self.join(name))
+        self.shape_in_outline(name).is_some() || self.source.tensors.contains_key(&self.join(name))
+    }
+
+    fn shape_in_outline(&self, name: &str) -> Option<&Vec<i32>> {
+        self.source.outline.as_ref()?.known.get(&self.join(name))
     }
 
     /// The shape of the tensor `name`, if it is here. Asking does not count as reading.
     pub fn shape(&self, name: &str) -> Option<Vec<i32>> {
+        if let Some(shape) = self.shape_in_outline(name) {
+            return Some(shape.clone());
+        }
         let path = self.join(name);
         let file = &self.source.files[*self.source.tensors.get(&path)?];
         let info = file.info(&format!("{}{path}", self.source.root))?;
@@ -160,24 +221,76 @@ impl Weights {
     /// The tensor `name`, which must have exactly `shape`, in the dtype that the file has: for tables of which a few rows
     /// are used.
     pub fn tensor_as_stored(&self, name: &str, shape: &[i32]) -> Result<Array> {
-        let path = self.join(name);
         if self.source.random {
             return Ok(random(shape)?);
         }
+        if let Some(outline) = &self.source.outline {
+            outline.asked.borrow_mut().insert(self.join(name), shape.to_vec());
+            return Ok(mlx::zeros(shape, self.dtype)?);
+        }
+        if let Some((file, key)) = self.locate(name)
+            && let Some(info) = file.info(&key).filter(|info| dtype(info).is_none())
+        {
+            let problem =
+                format!("has dtype {:?}, but is no weight of a linear layer, which alone may", info.dtype);
+            return Err(self.error(name, problem, "use an official bf16, f16, f32 or fp8 file"));
+        }
+        let array = self.tensor_as_stored_unchanged(name, shape)?;
+        match self.locate(name) {
+            Some((_, key)) => self.fuse(&key, array),
+            None => Ok(array),
+        }
+    }
+
+    /// The file and the full key of the tensor `name`, if it is here.
+    pub(super) fn locate(&self, name: &str) -> Option<(&File, String)> {
+        let path = self.join(name);
+        let file = &self.source.files[*self.source.tensors.get(&path)?];
+        Some((file, format!("{}{path}", self.source.root)))
+    }
+
+    /// All tensors with their files and full keys.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&File, String)> {
+        let source = &self.source;
+        source.tensors.iter().filter_map(move |(path, &file)| {
+            Some((source.files.get(file)?.as_ref(), format!("{}{path}", source.root)))
+        })
+    }
+
+    /// Whether LoRAs change the tensor of a full key.
+    pub(super) fn changes(&self, key: &str) -> bool {
+        self.fusion.as_ref().is_some_and(|fusion| fusion.changes(key))
+    }
+
+    /// `array`, which the tensor of a full key holds, with LoRAs in it.
+    pub(super) fn fuse(&self, key: &str, array: Array) -> Result<Array> {
+        match &self.fusion {
+            Some(fusion) => fusion.fuse(key, array),
+            None => Ok(array),
+        }
+    }
+
+    /// Counts the tensor `name`, if it is here, as read.
+    pub(super) fn mark(&self, name: &str) {
+        if self.has(name) {
+            self.source.read.borrow_mut().insert(self.join(name));
+        }
+    }
+
+    /// [`Self::tensor_as_stored`] of whatever dtype, codes of floats too, without LoRAs.
+    pub(super) fn tensor_as_stored_unchanged(&self, name: &str, shape: &[i32]) -> Result<Array> {
+        let path = self.join(name);
         let Some(&file) = self.source.tensors.get(&path) else {
             return Err(self.error(name, "is missing", "the file is of another generation than its configuration says, or damaged: download it again"));
         };
         let key = format!("{}{path}", self.source.root);
-        let array = self.source.files[file].array(&key)?;
+        let array = self.source.files[file].coded_array(&key)?;
         if array.shape() != shape {
             let problem = format!("has shape {:?}, but the configuration asks for {shape:?}", array.shape());
             return Err(self.error(name, problem, "the weights and the configuration in the header do not belong together: use the official file"));
         }
         self.source.read.borrow_mut().insert(path);
-        match &self.fusion {
-            Some(fusion) => fusion.fuse(&key, array),
-            None => Ok(array),
-        }
+        Ok(array)
     }
 
     /// An error about the tensor `name`, with its file and full key.

@@ -85,16 +85,25 @@ impl LatentState {
         frame: usize,
         strength: f32,
     ) -> Result<Self> {
-        self.fits("condition", tokens, tokens.dim(1))?;
         let start = frame.saturating_mul(shape.tokens_per_frame());
-        let Some(stop) = start.checked_add(tokens.dim(1) as usize).filter(|&stop| stop <= shape.tokens())
-        else {
+        if start.saturating_add(tokens.dim(1) as usize) > shape.tokens() {
             return Err(Error::request(
                 format!("the condition from latent frame {frame} on ends after the video's last"),
                 format!("place it earlier: the video has {} latent frames", shape.frames),
             ));
-        };
-        let (start, stop) = (start as i32, stop as i32);
+        }
+        self.with_tokens(tokens, start as i32, strength)
+    }
+
+    /// Makes tokens known, from `start` on. `strength` 1 keeps them exactly, 0 denoises them from pure noise.
+    pub fn with_tokens(
+        self,
+        tokens: &Array, // (1, some tokens, channels)
+        start: i32,
+        strength: f32,
+    ) -> Result<Self> {
+        let stop = start.saturating_add(tokens.dim(1)).min(self.latent.dim(1));
+        self.fits("condition", tokens, stop - start)?;
         let share = mlx::full(&[1, stop - start], f64::from(1.0 - strength), Dtype::F32)?;
         Ok(Self {
             clean: self.clean.slice_update(tokens, &[0, start, 0], &[1, stop, tokens.dim(2)])?,
@@ -228,6 +237,17 @@ mod tests {
     }
 
     #[test]
+    fn a_sound_can_be_known_in_part() {
+        let (known, noise) = (draw(&[1, 2, 8], 1), draw(&[1, 5, 8], 2));
+        let state = LatentState::audio(AudioShape { frames: 5 }, 8).unwrap();
+        let state = state.with_tokens(&known, 0, 1.0).unwrap().noised(&noise, 1.0).unwrap();
+        let latent = state.latent.to_f32().unwrap();
+        assert_eq!(latent[..16], known.to_f32().unwrap());
+        assert_eq!(latent[16..], noise.to_f32().unwrap()[16..]);
+        assert_eq!(state.timesteps(0.5).unwrap().to_f32().unwrap(), [0.0, 0.0, 0.5, 0.5, 0.5]);
+    }
+
+    #[test]
     fn strength_and_the_share_of_noise_mix_linearly() {
         let (known, noise) = (draw(&[1, 6, 4], 1), draw(&[1, 18, 4], 2));
         let state = video().with_frames(&known, SHAPE, 0, 0.75).unwrap().noised(&noise, 1.0).unwrap();
@@ -270,6 +290,7 @@ mod tests {
         assert!(video().with_frames(&draw(&[1, 6, 4], 1), SHAPE, 3, 1.0).is_err());
         assert!(video().with_frames(&draw(&[1, 6, 4], 1), SHAPE, usize::MAX, 1.0).is_err());
         assert!(video().with_frames(&draw(&[1, 6, 5], 1), SHAPE, 0, 1.0).is_err());
+        assert!(video().with_tokens(&draw(&[1, 6, 4], 1), 13, 1.0).is_err());
         assert!(video().noised(&draw(&[1, 17, 4], 1), 1.0).is_err());
     }
 }

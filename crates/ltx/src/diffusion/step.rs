@@ -86,6 +86,12 @@ pub trait StepNoise {
     /// The noise to add to `modality` now, f32 of `shape` (batch, tokens, channels). Called in the order of the steps,
     /// the video's draw before the audio's.
     fn draw(&mut self, modality: Modality, draw: Draw, shape: &[i32]) -> crate::Result<Array>;
+
+    /// How much was drawn, as the source counts it.
+    fn drawn(&self) -> [u64; 4];
+
+    /// Goes to where it is after so much, to go on from there.
+    fn go_to(&mut self, drawn: [u64; 4]);
 }
 
 /// Step noise from a seed. It has nothing to do with the noise that the run of the same seed begins with.
@@ -123,6 +129,15 @@ impl StepNoise for SeededStepNoise {
         values.chunks_mut((size / batch).max(1)).for_each(normalize);
         let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
         Ok(Array::from_slice(&values, shape)?)
+    }
+
+    fn drawn(&self) -> [u64; 4] {
+        [self.step.drawn(), self.substep.drawn(), 0, 0]
+    }
+
+    fn go_to(&mut self, [step, substep, ..]: [u64; 4]) {
+        self.step.go_to(step);
+        self.substep.go_to(substep);
     }
 }
 

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 pub use audio::read_wav;
 pub use frames::{Audio, Frame, FrameRate};
-pub(crate) use output::{Output, OutputFolder, folder};
+pub(crate) use output::{Output, OutputFolder, is_unfinished};
 pub use picture::Picture;
 pub use settings::read_settings;
 

@@ -128,12 +128,15 @@ pub fn folder(path: &Path) -> Result<&Path, Error> {
     folder.is_dir().then_some(folder).ok_or_else(|| Error::NoFolder { path: folder.to_owned() })
 }
 
+/// Whether a file of that name is one on its way to its place, or was when its run was killed.
+pub fn is_unfinished(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes())
+}
+
 /// Removes what runs left that were killed: nobody holds it locked any more.
 fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in
-        entries.flatten().filter(|e| e.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()))
-    {
+    for entry in entries.flatten().filter(|e| is_unfinished(&e.file_name())) {
         let (path, Ok(facts)) = (entry.path(), entry.metadata()) else { continue };
         let age = facts.modified().ok().and_then(|modified| modified.elapsed().ok());
         if !(facts.is_file() || facts.is_dir()) || age.is_none_or(|age| age < UNLOCKED) {

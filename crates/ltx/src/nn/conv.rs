@@ -29,32 +29,52 @@ impl Conv {
         Ok(Self { weight, bias })
     }
 
+    /// How many channels it takes, of each of its groups.
+    pub fn inputs(&self) -> i32 {
+        self.weight.dim(-1)
+    }
+
+    /// How many channels it makes.
+    pub fn outputs(&self) -> i32 {
+        self.weight.dim(0)
+    }
+
     /// (batch, spatial.., in) → (batch, spatial.., out)
     pub fn forward(&self, x: &Array, settings: &mlx::Conv) -> mlx::Result<Array> {
-        self.forward_onto(x, settings, None, None)
+        self.forward_onto(x, settings, None)
     }
 
-    fn count(&self, y: &Array) {
-        count(y.size(), self.weight.size() / self.weight.dim(0).max(1) as usize);
+    /// The same, added to `onto` (batch, spatial.., out).
+    pub fn forward_onto(&self, x: &Array, settings: &mlx::Conv, onto: Option<&Array>) -> mlx::Result<Array> {
+        let y = cpu::conv((None, x), self.weight_and_bias(), settings, 0, onto);
+        let y = y.unwrap_or_else(|| self.finish(x.conv(&self.weight, settings)?, onto));
+        y.inspect(|y| self.count(y))
     }
 
-    /// The same, added to `onto` (batch, spatial.., out). Where `continued`, the ends of the first spatial axis are repeated
-    /// so many times before and after, and `settings` pads the others alone.
-    pub fn forward_onto(
+    /// The same over video: `past` (batch, frames, height, width, in) stands before `x` (batch, frames, height, width, in),
+    /// whose last frame stands `after` more times at the end. `settings` pads height and width alone.
+    pub fn forward_after(
         &self,
+        past: &Array,
         x: &Array,
         settings: &mlx::Conv,
-        continued: Option<[i32; 2]>,
+        after: i32,
         onto: Option<&Array>,
     ) -> mlx::Result<Array> {
-        if let Some(y) = cpu::conv(x, &self.weight, self.bias.as_ref(), settings, continued, onto) {
-            return y.inspect(|y| self.count(y));
-        }
-        let mut y = match continued {
-            Some([before, after]) => x.pad_edge(1, before, after)?.conv(&self.weight, settings)?,
-            None => x.conv(&self.weight, settings)?,
-        };
-        self.count(&y);
+        let y = cpu::conv((Some(past), x), self.weight_and_bias(), settings, after, onto);
+        let y = y.unwrap_or_else(|| {
+            let x = mlx::concatenate(&[past, x], 1)?;
+            let x = if after > 0 { x.pad_edge(1, 0, after)? } else { x };
+            self.finish(x.conv(&self.weight, settings)?, onto)
+        });
+        y.inspect(|y| self.count(y))
+    }
+
+    fn weight_and_bias(&self) -> (&Array, Option<&Array>) {
+        (&self.weight, self.bias.as_ref())
+    }
+
+    fn finish(&self, mut y: Array, onto: Option<&Array>) -> mlx::Result<Array> {
         if let Some(bias) = &self.bias {
             y = y.add(bias)?;
         }
@@ -62,6 +82,10 @@ impl Conv {
             Some(onto) => onto.add(&y),
             None => Ok(y),
         }
+    }
+
+    fn count(&self, y: &Array) {
+        count(y.size(), self.weight.size() / self.weight.dim(0).max(1) as usize);
     }
 }
 
@@ -104,6 +128,16 @@ impl TransposedConv {
         Ok(Self { phases, taps, kernel, stride, padding })
     }
 
+    /// How many outputs an input has.
+    pub fn stride(&self) -> i32 {
+        self.stride
+    }
+
+    /// How many inputs before and after its own an output sees, at most.
+    pub fn reach(&self) -> i32 {
+        self.taps
+    }
+
     /// (batch, time, in) → (batch, (time − 1) · stride + kernel − 2 · padding, out)
     pub fn forward(&self, x: &Array) -> mlx::Result<Array> {
         let edge = vec![self.taps - 1];
@@ -119,7 +153,8 @@ impl TransposedConv {
 /// + 1, channels).
 pub fn depthwise(x: &Array, weight: &Array, stride: i32) -> mlx::Result<Array> {
     let settings = mlx::Conv { stride: vec![stride], groups: x.dim(2), ..Default::default() };
-    let y = cpu::conv(x, weight, None, &settings, None, None).unwrap_or_else(|| x.conv(weight, &settings))?;
+    let y = cpu::conv((None, x), (weight, None), &settings, 0, None)
+        .unwrap_or_else(|| x.conv(weight, &settings))?;
     count(y.size(), weight.dim(1) as usize);
     Ok(y)
 }

@@ -6,13 +6,14 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kernels::{
-    Activation, AttentionShape, Axis, ConvShape, Epilogue, Isa, Mask, Matrix, Padding, PerRow, Residual,
-    Values, ValuesMut,
+    Added, AttentionShape, Axis, ConvShape, Epilogue, Isa, Mask, Padding, Residual, Values, ValuesMut,
 };
 use mlx::device::Device;
 use mlx::{Array, Dtype, Input, Output};
 
-use super::Onto;
+use super::Sees;
+pub use super::layer::packed_linear;
+pub(super) use super::layer::{gate_rows, linear};
 use crate::error::{Error, Result};
 
 static OFF: AtomicBool = AtomicBool::new(false);
@@ -92,7 +93,7 @@ pub(super) fn values_mut<'a>(
     }
 }
 
-fn sizes<const N: usize>(array: &Array) -> Option<[usize; N]> {
+pub(super) fn sizes<const N: usize>(array: &Array) -> Option<[usize; N]> {
     let sizes: Vec<usize> = array.shape().iter().map(|&size| size as usize).collect();
     sizes.try_into().ok()
 }
@@ -101,78 +102,26 @@ pub(super) fn text(error: kernels::Error) -> String {
     error.to_string()
 }
 
-/// onto.x (.., n) + onto.gate · activation(x (.., k) · weightᵀ (n, k) + bias (n)) → (.., n), or None where kernels do not
-/// take it.
-pub(super) fn linear(
-    x: &Array,
-    weight: &Array,
-    bias: Option<&Array>,
-    activation: Activation,
-    onto: Option<Onto>,
-) -> Option<mlx::Result<Array>> {
-    let [n, k] = sizes(weight)?;
-    let shape = [&x.shape()[..x.rank() - 1], &[n as i32]].concat();
-    let (residual, gate) = (onto.map(|onto| onto.x), onto.and_then(|onto| onto.gate));
-    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).chain(residual).chain(gate).collect();
-    let fits = x.shape().last() == Some(&(k as i32))
-        && bias.is_none_or(|bias| bias.shape() == [n as i32])
-        && residual.is_none_or(|residual| residual.shape() == shape);
-    if !fits || !takes(inputs.iter().copied()) {
-        return None;
-    }
-    let gate_rows = match gate {
-        Some(gate) => Some(gate_rows(gate, &shape)?),
-        None => None,
-    };
-    let (rows, dtype) = (x.size() / k, promoted(inputs.iter().copied()));
-    let (biased, added) = (bias.is_some(), residual.is_some());
-    Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
-        let all = inputs.iter().map(values).collect::<std::result::Result<Vec<_>, String>>()?;
-        let mut rest = all.into_iter();
-        let mut next = || rest.next().ok_or("an input is missing");
-        let x = Matrix::new(next()?, rows, k).map_err(text)?;
-        let weight = Matrix::new(next()?, n, k).map_err(text)?;
-        let bias = if biased { Some(next()?) } else { None };
-        let residual = if added {
-            let values = next()?;
-            let gate = match gate_rows {
-                Some((rows, repeat)) => Some(PerRow { values: next()?, rows, repeat }),
-                None => None,
-            };
-            Some(Residual { values, gate })
-        } else {
-            None
-        };
-        let epilogue = Epilogue { bias, activation, residual };
-        kernels::linear(x, weight, &epilogue, values_mut(output, dtype)?).map_err(text)
-    }))
-}
-
-/// How the rows of a gate (batch or 1, tokens or 1, n) are dealt out to those of an output (batch, tokens, n): how many there
-/// are, and for how many outputs in a row each.
-pub(super) fn gate_rows(gate: &Array, shape: &[i32]) -> Option<(usize, usize)> {
-    let (&[batch, tokens, n], &[gate_batch, gate_tokens, gate_n]) = (shape, gate.shape()) else {
-        return None;
-    };
-    let fits = gate_n == n && [1, batch].contains(&gate_batch) && [1, tokens].contains(&gate_tokens);
-    let repeat = if gate_tokens == 1 { tokens } else { 1 };
-    fits.then_some(((gate_batch * gate_tokens) as usize, repeat as usize))
-}
-
 /// x (batch, spatial.., in) ⋆ weight (out, kernel.., in / groups) + bias (out), added to `onto`, or None where kernels do not
-/// take it. The first spatial axis, if `continued`, has its ends repeated so many times before and after; it has no zeros
-/// then.
+/// take it. Before `x` on the first spatial axis stands `past`, if given; then there are no zeros there, and the axis' last
+/// place is repeated `after` times.
 pub(super) fn conv(
-    x: &Array,
-    weight: &Array,
-    bias: Option<&Array>,
+    (past, x): (Option<&Array>, &Array),
+    (weight, bias): (&Array, Option<&Array>),
     settings: &mlx::Conv,
-    continued: Option<[i32; 2]>,
+    after: i32,
     onto: Option<&Array>,
 ) -> Option<mlx::Result<Array>> {
-    let inputs: Vec<&Array> = [x, weight].into_iter().chain(bias).chain(onto).collect();
-    let rank = x.rank();
+    let inputs: Vec<&Array> = [x, weight].into_iter().chain(past).chain(bias).chain(onto).collect();
+    let (rank, dtype) = (x.rank(), promoted(inputs.iter().copied()));
     if !takes(inputs.iter().copied()) || !(3..=5).contains(&rank) || weight.rank() != rank {
+        return None;
+    }
+    let follows = |past: &Array| {
+        let alike = |axis: i32| past.dim(axis) == x.dim(axis);
+        rank == 5 && past.rank() == 5 && [0, 2, 3, 4].into_iter().all(alike) && past.dtype() == x.dtype()
+    };
+    if past.is_some_and(|past| !follows(past) || x.dtype() != dtype) {
         return None;
     }
     let channels = x.dim(-1);
@@ -198,13 +147,13 @@ pub(super) fn conv(
         })
     });
     let mut axes = axes.collect::<Option<Vec<Axis>>>()?;
-    if let (Some([before, after]), Some(axis)) = (continued, axes.first_mut()) {
-        *axis = Axis { before: before as isize, after: after as isize, padding: Padding::Edge, ..*axis };
+    if let (Some(past), Some(axis)) = (past, axes.first_mut()) {
+        let size = axis.size + past.dim(1) as usize;
+        *axis = Axis { size, before: 0, after: after as isize, padding: Padding::Edge, ..*axis };
     }
     if !fits || axes.iter().any(|axis| axis.outputs() == 0) {
         return None;
     }
-    let dtype = promoted(inputs.iter().copied());
     let mut shape = vec![x.dim(0)];
     shape.extend(axes.iter().map(|axis| axis.outputs() as i32));
     shape.push(weight.dim(0));
@@ -218,24 +167,20 @@ pub(super) fn conv(
     if onto.is_some_and(|onto| onto.shape() != shape) {
         return None;
     }
-    let biased = bias.is_some();
+    let (continued, biased) = (past.is_some(), bias.is_some());
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
-        let (bias, onto) = inputs[2..].split_at(usize::from(biased));
-        let bias = bias.first().map(values).transpose()?;
-        let onto = onto.first().map(values).transpose()?;
+        let (past, rest) = inputs[2..].split_at(usize::from(continued));
+        let (bias, onto) = rest.split_at(usize::from(biased));
+        let [past, bias, onto] = [past, bias, onto].map(|one| one.first().map(values).transpose());
         let (x, weight) = (values(&inputs[0])?, values(&inputs[1])?);
-        let residual = onto.map(|values| Residual { values, gate: None });
-        let epilogue = Epilogue { bias, residual, ..Epilogue::default() };
-        kernels::conv(x, weight, &sizes, &epilogue, values_mut(output, dtype)?).map_err(text)
+        let residual = onto?.map(|values| Residual { values, gate: None });
+        let epilogue = Epilogue { bias: bias?, residual, ..Epilogue::default() };
+        kernels::conv(x, past?, weight, &sizes, &epilogue, values_mut(output, dtype)?).map_err(text)
     }))
 }
 
 /// softmax(q · kᵀ · scale + mask) · v on (batch, tokens, heads, head_dim), or None where kernels do not take it.
-pub(super) fn attention(
-    [q, k, v]: [&Array; 3],
-    scale: f32,
-    mask: Option<&Array>,
-) -> Option<mlx::Result<Array>> {
+pub(super) fn attention([q, k, v]: [&Array; 3], scale: f32, sees: Sees) -> Option<mlx::Result<Array>> {
     let ([batch, queries, heads, head_dim], [_, keys, key_heads, _], [.., value_dim]) =
         (sizes::<4>(q)?, sizes::<4>(k)?, sizes::<4>(v)?);
     let dtype = q.dtype();
@@ -248,12 +193,14 @@ pub(super) fn attention(
     if !fits || !takes([q, k, v]) {
         return None;
     }
-    let mask = match mask.map(|mask| scores(mask, [batch, heads, queries, keys])) {
-        Some(None) => return None,
-        Some(Some(Err(error))) => return Some(Err(error)),
-        Some(Some(Ok(mask))) => Some(mask),
-        None => None,
+    let mask = match sees {
+        Sees::Masked(mask) => match scores(mask, [batch, heads, queries, keys])? {
+            Ok(mask) => Some(mask),
+            Err(error) => return Some(Err(error)),
+        },
+        _ => None,
     };
+    let window = if let Sees::Past(window) = sees { Some(window) } else { None };
     let mask_sizes = mask.as_ref().and_then(sizes::<4>);
     let inputs: Vec<&Array> = [q, k, v].into_iter().chain(&mask).collect();
     let sizes = AttentionShape { batch, heads, key_heads, queries, keys, head_dim, value_dim };
@@ -261,9 +208,9 @@ pub(super) fn attention(
     Some(mlx::custom(&inputs, &shape, dtype, move |inputs, output| {
         let mask = match (inputs.get(3), mask_sizes) {
             (Some(mask), Some([batch, heads, queries, _])) => {
-                Some(Mask { values: values(mask)?, batch, heads, queries })
+                Some(Mask::Added(Added { values: values(mask)?, batch, heads, queries }))
             }
-            _ => None,
+            _ => window.map(|window| Mask::Past { window }),
         };
         let inputs = [values(&inputs[0])?, values(&inputs[1])?, values(&inputs[2])?];
         kernels::attention(inputs, &sizes, scale, mask, values_mut(output, dtype)?).map_err(text)

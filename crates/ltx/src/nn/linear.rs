@@ -3,7 +3,7 @@
 use kernels::Activation;
 use mlx::Array;
 
-use super::{count, cpu, gelu_tanh, leaky_relu, silu};
+use super::{Packed, Weight, count, cpu, gelu_tanh, leaky_relu, silu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -27,27 +27,32 @@ pub struct Onto<'a> {
 /// y = x · weightᵀ + bias.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Array,       // (out, in)
+    weight: Weight,      // (out, in)
     bias: Option<Array>, // (out)
 }
 
 impl Linear {
-    /// Reads `weight` (out, in) and `bias` (out) at `weights`.
+    /// Reads `weight` (out, in), however it is stored or to be packed, and `bias` (out) at `weights`.
     pub fn load(weights: &Weights, inputs: i32, outputs: i32, bias: Bias) -> Result<Self> {
         Ok(Self {
-            weight: weights.tensor("weight", &[outputs, inputs])?,
+            weight: weights.linear(outputs, inputs)?,
             bias: (bias == Bias::Yes).then(|| weights.tensor("bias", &[outputs])).transpose()?,
         })
     }
 
     /// A layer of `weight` (out, in) without a bias.
     pub fn new(weight: Array) -> Self {
+        Self { weight: Weight::Dense(weight), bias: None }
+    }
+
+    /// A layer of `weight` (out, in), however it is stored, without a bias.
+    pub fn of(weight: Weight) -> Self {
         Self { weight, bias: None }
     }
 
     /// Width of what comes out.
     pub fn outputs(&self) -> i32 {
-        self.weight.dim(0)
+        self.weight.outputs()
     }
 
     /// (.., in) → (.., out)
@@ -58,10 +63,13 @@ impl Linear {
     /// activation(x · weightᵀ + bias): (.., in) → (.., out)
     pub fn activated(&self, x: &Array, activation: Activation) -> mlx::Result<Array> {
         count(x.size(), self.outputs() as usize);
-        if let Some(y) = cpu::linear(x, &self.weight, self.bias.as_ref(), activation, None) {
+        if let Some(y) = self.kernel(x, activation, None) {
             return y;
         }
-        let mut y = x.matmul(self.weight.transpose_last()?)?;
+        let mut y = match self.weight.packed() {
+            Some(packed) => packed.matmul(x)?,
+            None => x.matmul(self.weight.dense(x.dtype())?.transpose_last()?)?,
+        };
         if let Some(bias) = &self.bias {
             y = y.add(bias)?;
         }
@@ -75,7 +83,7 @@ impl Linear {
 
     /// onto.x + onto.gate · (x · weightᵀ + bias): (batch, tokens, in) → (batch, tokens, out)
     pub fn onto(&self, onto: Onto, x: &Array) -> mlx::Result<Array> {
-        if let Some(y) = cpu::linear(x, &self.weight, self.bias.as_ref(), Activation::None, Some(onto)) {
+        if let Some(y) = self.kernel(x, Activation::None, Some(onto)) {
             count(x.size(), self.outputs() as usize);
             return y;
         }
@@ -84,5 +92,24 @@ impl Linear {
             Some(gate) => y.multiply(gate)?,
             None => y,
         })
+    }
+
+    /// The same by a kernel of ours, or None where there is none for it.
+    fn kernel(&self, x: &Array, activation: Activation, onto: Option<Onto>) -> Option<mlx::Result<Array>> {
+        if !cpu::active() {
+            return None;
+        }
+        if let Weight::Packed(Packed { values, scales, biases, packing }) = &self.weight {
+            let (biases, bias) = (biases.as_ref(), self.bias.as_ref());
+            let y = cpu::packed_linear(x, values, scales, biases, *packing, bias, activation, onto);
+            if y.is_some() {
+                return y;
+            }
+        }
+        let weight = match self.weight.dense(x.dtype()) {
+            Ok(weight) => weight,
+            Err(error) => return Some(Err(error)),
+        };
+        cpu::linear(x, &weight, self.bias.as_ref(), activation, onto)
     }
 }

@@ -2,18 +2,26 @@
 //!
 //! Layers know their weights' official layout and nothing of the model around them.
 
+mod attention;
 mod conv;
 pub mod cpu;
+mod layer;
 mod linear;
+mod packed;
 mod rows;
+mod unpack;
 
+pub use attention::{attention, past_attention};
 pub use conv::{Conv, TransposedConv, depthwise};
-pub use kernels::Activation;
+pub use kernels::{Activation, Packing};
 pub use linear::{Bias, Linear, Onto};
+pub use packed::{Fp8, Packed, Weight};
 pub use rows::{
     gated_heads, gelu_tanh, layer_norm, leaky_relu, modulated, modulated_rms_norm, rms_norm,
     rotated_rms_norm, silu, silu_of_rms_norm, snake,
 };
+
+pub(crate) use attention::Sees;
 
 use std::cell::Cell;
 
@@ -42,20 +50,4 @@ pub fn group_norm(x: &Array, groups: i32, weight: &Array, bias: &Array, eps: f32
     let deviation = centred.square()?.mean(&[1, 3], true)?.add(eps)?.sqrt()?;
     let normal = centred.divide(deviation)?.reshape(x.shape())?;
     normal.multiply(weight)?.add(bias)?.astype(x.dtype())
-}
-
-/// softmax(q · kᵀ · scale + mask) · v. All are (batch, tokens, heads, head_dim), as linear layers write and read them;
-/// groups of query heads may share a key head. `mask` broadcasts to (batch, heads, q tokens, k tokens): numbers are added,
-/// bools choose.
-pub fn attention(q: &Array, k: &Array, v: &Array, scale: f32, mask: Option<&Array>) -> Result<Array> {
-    if let (&[_, _, heads, head_dim], &[_, keys, ..], &[.., value_dim]) = (q.shape(), k.shape(), v.shape()) {
-        let scores = q.size() / (heads * head_dim).max(1) as usize * (heads * keys) as usize;
-        count(scores, (head_dim + value_dim) as usize);
-    }
-    if let Some(attended) = cpu::attention([q, k, v], scale, mask) {
-        return attended;
-    }
-    let heads_first = |x: &Array| x.transpose(&[0, 2, 1, 3]); // (batch, heads, tokens, head_dim)
-    mlx::fast::attention(&heads_first(q)?, &heads_first(k)?, &heads_first(v)?, scale, mask)?
-        .transpose(&[0, 2, 1, 3])
 }

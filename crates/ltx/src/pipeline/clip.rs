@@ -1,13 +1,14 @@
 //! What a run makes: latents, frames that are decoded on demand, and sound.
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::path::Path;
 
 use mlx::{Array, Dtype};
 use safetensors::tensor::TensorView;
 
 use crate::error::{Error, Result};
-use crate::media::{Audio, Frame};
+use crate::media::{Audio, Frame, Output};
 use crate::video_vae::rgb8;
 
 /// A finished clip.
@@ -43,38 +44,20 @@ impl Latents {
             let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
             view.map(|view| (*name, view))
         });
-        let failed = |problem: String| {
-            Error::file(path, "", problem, "check that there is space and that you may write there")
+        let failed = |error: safetensors::SafeTensorError| {
+            Error::file(path, "", format!("cannot be written: {error}"), "please report this")
         };
-        let views: Vec<_> =
-            views.collect::<std::result::Result<_, _>>().map_err(|error| failed(error.to_string()))?;
-        let bytes = safetensors::serialize(views, None).map_err(|error| failed(error.to_string()))?;
-        let write = || {
-            let mut file = temporary(path)?;
-            std::io::Write::write_all(&mut file, &bytes)?;
-            file.persist(path).map_err(|error| error.error)
-        };
-        write().map(drop).map_err(|error: std::io::Error| failed(format!("cannot be written: {error}")))
+        let views: Vec<_> = views.collect::<std::result::Result<_, _>>().map_err(failed)?;
+        let bytes = safetensors::serialize(views, None).map_err(failed)?;
+        let mut output = Output::create(path)?;
+        output.file().write_all(&bytes).map_err(|error| output.error(error))?;
+        Ok(output.finish()?)
     }
 }
 
 /// Whether latents can be written to `path`, to be known before any work.
 pub fn check_latents_path(path: &Path) -> Result<()> {
-    let problem =
-        if path.is_dir() { Err(std::io::ErrorKind::IsADirectory.into()) } else { temporary(path).map(drop) };
-    problem.map_err(|error| {
-        Error::file(
-            path,
-            "",
-            format!("cannot be written: {}", error.kind()),
-            "choose a file in a folder that exists and that you may write to",
-        )
-    })
-}
-
-fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::Builder::new().prefix(".ltx-").tempfile_in(folder)
+    Ok(Output::create(path).map(drop)?)
 }
 
 /// The frames of a clip. Each step of the iterator decodes at most one piece of the video.

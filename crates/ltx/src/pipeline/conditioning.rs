@@ -87,11 +87,18 @@ impl NoiseSource {
         StageNoise { file, stage, seeded, drawn: [[0; 2]; 2] }
     }
 
-    /// Noise that the decoder asks for.
-    pub fn decoder_noise(self, seed: u64) -> Noise {
+    /// How many deviates of the seed's stream were drawn: what a file holds is none of them.
+    pub fn drawn(&self) -> u64 {
         match self {
-            Self::Seed(noise) => *noise,
-            Self::File(_) => Noise::new(seed),
+            Self::Seed(noise) => noise.drawn(),
+            Self::File(_) => 0,
+        }
+    }
+
+    /// Goes to where the stream is after `drawn` deviates.
+    pub fn go_to(&mut self, drawn: u64) {
+        if let Self::Seed(noise) = self {
+            noise.go_to(drawn);
         }
     }
 }
@@ -102,7 +109,7 @@ pub struct StageNoise<'a> {
     stage: &'a Shapes,
     seeded: SeededStepNoise,
     /// How often each modality had each draw.
-    drawn: [[usize; 2]; 2],
+    drawn: [[u64; 2]; 2],
 }
 
 impl StepNoise for StageNoise<'_> {
@@ -122,6 +129,17 @@ impl StepNoise for StageNoise<'_> {
         let problem = format!("gives tokens of {:?}, but the sampler adds {shape:?}", tokens.shape());
         Err(Error::file(file.path(), name, problem, "make the noise for this model, size and sampler"))
     }
+
+    fn drawn(&self) -> [u64; 4] {
+        let [[a, b], [c, d]] = self.drawn;
+        if self.file.is_some() { [a, b, c, d] } else { self.seeded.drawn() }
+    }
+
+    fn go_to(&mut self, drawn: [u64; 4]) {
+        let [a, b, c, d] = drawn;
+        self.drawn = [[a, b], [c, d]];
+        self.seeded.go_to(drawn);
+    }
 }
 
 /// Sizes of a stage's latents.
@@ -139,7 +157,7 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    fn step_name(&self, modality: Modality, draw: Draw, index: usize) -> String {
+    fn step_name(&self, modality: Modality, draw: Draw, index: u64) -> String {
         let draw = if draw == Draw::Step { "step" } else { "substep" };
         format!("{}_{draw}_{index}", self.named(modality.name()))
     }

@@ -23,12 +23,13 @@ pub fn clip(
     loader: Loader,
     files: &Checkpoint,
     latents: Latents,
+    tiling: Tiling,
     noise: Noise,
     progress: &mut dyn Progress,
 ) -> Result<Clip> {
     let sound = latents.audio.as_ref();
     let audio = sound.map(|latent| audio(loader, files, latent, progress)).transpose()?;
-    let frames = video(loader, files, &latents.video, noise, progress)?;
+    let frames = video(loader, files, &latents.video, tiling, noise, progress)?;
     Ok(Clip { latents, frames, audio })
 }
 
@@ -59,12 +60,13 @@ fn video(
     loader: Loader,
     checkpoint: &Checkpoint,
     latent: &Array,
+    tiling: Tiling,
     mut noise: Noise,
     progress: &mut dyn Progress,
 ) -> Result<Frames> {
     let decoder = loader.load(checkpoint, Component::VideoDecoder, progress, ConvDecoder::load)?;
     let draw = move |shape: &[i32]| Ok(noise.normal(shape)?);
-    Ok(Frames::new(decoder.decode(latent, &Tiling::auto(), draw)?))
+    Ok(Frames::new(decoder.decode(latent, &tiling, draw)?))
 }
 
 /// A latent file and the model that will decode it, checked.
@@ -116,9 +118,9 @@ impl Decoding {
         &self.file
     }
 
-    /// The clip, whose frames are decoded as they are asked for.
-    pub fn run(&self, progress: &mut dyn Progress) -> Result<Clip> {
+    /// The clip, whose frames are decoded as they are asked for, in tiles of so many pixels and frames.
+    pub fn run(&self, tiling: Tiling, progress: &mut dyn Progress) -> Result<Clip> {
         let noise = Noise::after(self.file.seed, self.file.noise);
-        clip(self.loader, &self.files, self.file.latents.clone(), noise, progress)
+        clip(self.loader, &self.files, self.file.latents.clone(), tiling, noise, progress)
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::clip::check_finite;
 use super::conditioning::Shapes;
+use super::window::Window;
 use crate::diffusion::conditioning::LatentState;
 use crate::diffusion::patchify::video_tokens;
 use crate::error::{Error, Result};
@@ -206,7 +207,7 @@ impl Images {
     }
 }
 
-/// An encoded picture and its place in a stage.
+/// An encoded picture and its place in a stage. First it is that in the clip; [`Condition::within`] makes it a window's.
 #[derive(Clone, Debug)]
 pub struct Condition {
     tokens: Array, // (1, tokens per frame, channels)
@@ -215,6 +216,24 @@ pub struct Condition {
 }
 
 impl Condition {
+    /// The picture as the window that makes its frame has it.
+    pub fn within(&self, window: &Window) -> Option<Self> {
+        let frame = match self.place {
+            Place::First => 0,
+            Place::Guide(frame) => frame,
+        };
+        let place = match self.place {
+            Place::First => Place::First,
+            Place::Guide(frame) => Place::Guide(frame.checked_sub(window.first_picture())?),
+        };
+        window.pictures().contains(&frame).then(|| Self { place, ..self.clone() })
+    }
+
+    /// Whether it joins as tokens of its own.
+    pub fn guides(&self) -> bool {
+        self.place != Place::First
+    }
+
     /// `state` with the picture in its place.
     pub fn apply(&self, state: LatentState, stage: &Shapes, frame_rate: f64) -> Result<LatentState> {
         match self.place {

@@ -16,8 +16,11 @@ mod prompted;
 mod recipe;
 mod request;
 mod run;
+mod saved;
 mod stage;
 mod text;
+mod window;
+mod window_tail;
 
 pub(crate) use conditioning::Text;
 pub(crate) use prompted::Prompted;
@@ -29,4 +32,6 @@ pub use images::{ImageCondition, ImageSource};
 pub use latent_file::LatentFile;
 pub use plan::Plan;
 pub use request::{GuidanceOverride, Recipe, Request, UnreadPolicy};
+pub use saved::SavedRun;
 pub use text::{TextPlan, TextRequest};
+pub use window::{Shot, frames_of};

@@ -6,7 +6,7 @@ use mlx::Dtype;
 
 use super::text::Prompts;
 use super::{Plan, Request, UnreadPolicy};
-use crate::audio_vae::AudioDecoder;
+use crate::audio_vae::{AudioDecoder, AudioEncoder};
 use crate::checkpoint::{Checkpoint, Component, Config, Residency, Unread, Weights};
 use crate::dit::Dit;
 use crate::error::Result;
@@ -91,8 +91,16 @@ impl Plan<'_> {
 
     fn check_denoising(&self, silent: &mut dyn Progress) -> Result<()> {
         let loader = self.loader();
-        if !self.images.is_empty() {
+        let joins = self.windows.len() > 1;
+        if joins || !self.images.is_empty() {
             loader.load(&self.checkpoint, Component::VideoEncoder, silent, Encoder::load)?;
+        }
+        if joins {
+            loader.load(&self.checkpoint, Component::VideoDecoder, silent, ConvDecoder::load)?;
+        }
+        if joins && self.audio.is_some() {
+            loader.load(&self.checkpoint, Component::AudioDecoder, silent, AudioDecoder::load)?;
+            loader.load(&self.checkpoint, Component::AudioEncoder, silent, AudioEncoder::load)?;
         }
         for model in self.steps.iter().filter_map(|steps| steps.model.as_ref()) {
             loader.load(model, Component::Dit, silent, Dit::load)?;

@@ -3,17 +3,41 @@
 use serde_json::{Value, json};
 
 use super::choose::{recipe, upsampler};
-use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes};
+use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
 use super::images::Images;
 use super::recipe::{Circumstances, Steps, with_loras};
+use super::saved::SavedRun;
 use super::text::{Prompts, prompts, widths};
-use super::{Generation, Kind, Recipe, Request};
-use crate::checkpoint::{Checkpoint, Component, Config};
+use super::window::{Stretch, Window, pictures};
+use super::{Generation, Kind, Recipe, Request, Shot};
+use crate::checkpoint::packs::Saving;
+use crate::checkpoint::{Checkpoint, Component, Config, Residency};
 use crate::diffusion::guidance::Guidance;
 use crate::dit;
 use crate::error::{Error, Result};
-use crate::shape::{AudioShape, VideoShape};
+use crate::shape::{AudioShape, LatentShape, VideoShape};
 use crate::text::Embedding;
+
+/// What is said of packing on the way.
+fn packing_notes(request: &Request, saving: &Saving) -> Vec<String> {
+    let Some(packing) = request.quantize else { return Vec::new() };
+    let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let mut notes = match saving {
+        Saving { matrices: 0, packed: true, .. } => {
+            vec!["the transformer's file is packed already, and used as it is".to_string()]
+        }
+        Saving { matrices: 0, .. } => vec![format!("the transformer has no matrix for {packing}")],
+        &Saving { matrices, before, after, .. } => vec![format!(
+            "{matrices} matrices of the transformer are packed in {packing}: {} instead of {}",
+            gigabytes(after),
+            gigabytes(before)
+        )],
+    };
+    if request.residency != Residency::Resident && saving.matrices > 0 {
+        notes.push("while streaming, each block is packed anew whenever it is read: `ltx quantize` writes a file that is packed already, and quicker to read".into());
+    }
+    notes
+}
 
 /// A checked request, ready to run.
 #[derive(Debug)]
@@ -24,6 +48,8 @@ pub struct Plan<'a> {
     pub(super) recipe: Recipe,
     pub(super) video: VideoShape,
     pub(super) audio: Option<AudioShape>,
+    /// One for a clip that is made at once.
+    pub(super) windows: Vec<Window>,
     pub(super) transformer: dit::Config,
     pub(super) steps: Vec<Steps>,
     /// The text, as far as it is known.
@@ -31,15 +57,55 @@ pub struct Plan<'a> {
     pub(super) prompts: Prompts,
     pub(super) images: Images,
     pub(super) notes: Vec<String>,
+    /// Where what is done is saved.
+    pub(super) saved: Option<SavedRun>,
 }
 
 impl<'a> Plan<'a> {
     /// Checks everything that can be checked without weights: sizes, files, headers, shapes, the prompt's length.
     pub fn new(request: &'a Request) -> Result<Self> {
+        Self::with_texts(request, None)
+    }
+
+    /// The same, to go on with what an interrupted run of this request has saved. Refused if that was another request, or
+    /// if a file, the device or this program has changed since. Where nothing was saved, it is [`save_in`](Self::save_in).
+    pub fn resume(request: &'a Request, saved: SavedRun, note: Value) -> Result<Self> {
+        let mut ignored = None;
+        let texts = saved.texts().unwrap_or_else(|error| {
+            ignored = Some(format!("what was saved is ignored: {error}"));
+            None
+        });
+        let encoded = texts.is_some();
+        let mut plan = Self::with_texts(request, texts)?;
+        plan.notes.extend(ignored);
+        if saved.is_empty() {
+            plan.save_in(saved, note);
+            return Ok(plan);
+        }
+        saved.resume(plan.identity(), encoded)?;
+        plan.saved = Some(saved);
+        Ok(plan)
+    }
+
+    /// Has everything that is done saved, over what an interrupted run left there. `note` is for who goes on with it:
+    /// [`SavedRun::note`].
+    pub fn save_in(&mut self, saved: SavedRun, note: Value) {
+        saved.begin(self.identity(), note);
+        self.saved = Some(saved);
+    }
+
+    /// Where what is done is saved.
+    pub fn saved(&self) -> Option<&SavedRun> {
+        self.saved.as_ref()
+    }
+
+    /// `texts`: the prompts, encoded before.
+    fn with_texts(request: &'a Request, texts: Option<Vec<Text>>) -> Result<Self> {
         request.check()?;
         let mut notes: Vec<String> = request.disclaimer().into_iter().map(String::from).collect();
-        let checkpoint = Checkpoint::open(&request.models)?;
-        let (_, config) = checkpoint.component(Component::Dit, request.dtype)?;
+        let checkpoint = Checkpoint::open(&request.models)?.packed_as(request.quantize);
+        let (weights, config) = checkpoint.component(Component::Dit, request.dtype)?;
+        notes.extend(packing_notes(request, &weights.saving()));
         let transformer = dit::Config::new(&config)?;
         let generation = Generation::of(checkpoint.version());
         let checkpoint = with_loras(request, checkpoint, &mut notes)?;
@@ -65,8 +131,10 @@ impl<'a> Plan<'a> {
                 "give its file with --spatial-upsampler, or use --recipe one-stage",
             ));
         }
+        let windows = windows(request, video, audio, &mut notes)?;
         let divisor = if recipe.two_stages() { 2 } else { 1 };
         let first = VideoShape { height: height / divisor, width: request.width / divisor, ..video };
+        let longest = windows.iter().map(|window| window.video.length).max().unwrap_or(0);
         let circumstances = Circumstances {
             request,
             recipe,
@@ -74,14 +142,17 @@ impl<'a> Plan<'a> {
             generation,
             model: &checkpoint,
             transformer: &transformer,
-            tokens: first.latent().tokens(),
+            tokens: LatentShape { frames: longest, ..first.latent() }.tokens(),
             audio: audio.is_some(),
         };
         let steps = circumstances.stages(&mut notes)?;
         let negative =
             steps.iter().any(|steps| steps.guidance.iter().any(|(_, guidance)| guidance.cfg != 1.0));
         let prompt = request.prompt.clone().or(embedding.as_ref().and_then(|known| known.prompt.clone()));
-        let prompts = prompts(request, &checkpoint, &transformer, embedding, negative, &mut notes)?;
+        let prompts = match texts {
+            Some(texts) => Prompts::Known(texts),
+            None => prompts(request, &checkpoint, &transformer, embedding, negative, &mut notes)?,
+        };
         let mut plan = Self {
             request,
             checkpoint,
@@ -89,12 +160,14 @@ impl<'a> Plan<'a> {
             recipe,
             video,
             audio,
+            windows,
             transformer,
             steps,
             prompt,
             prompts,
             images: Images::default(),
             notes,
+            saved: None,
         };
         plan.check_channels(&config)?;
         let stages = plan.stages();
@@ -111,6 +184,11 @@ impl<'a> Plan<'a> {
         }
         plan.check_networks()?;
         Ok(plan)
+    }
+
+    /// What was asked for.
+    pub fn request(&self) -> &Request {
+        self.request
     }
 
     /// Width of the clip in pixels.
@@ -137,6 +215,17 @@ impl<'a> Plan<'a> {
         settings["images"] = self.images.settings();
         settings["prompt"] = json!(self.prompt);
         settings["audio"] = json!(self.has_sound());
+        if self.windows.len() > 1 {
+            let sizes = self.request.windows(false).sizes().ok();
+            let [window, overlap] =
+                [sizes.map(|sizes| sizes.0), sizes.map(|sizes| sizes.1)].map(|size| size.map(pictures));
+            settings["window"] = json!(window);
+            settings["overlap"] = json!(overlap);
+        }
+        if !self.request.shots.is_empty() {
+            let shot = |(shot, prompt): (&Shot, String)| json!({ "prompt": prompt, "seconds": shot.seconds });
+            settings["shots"] = self.request.shots.iter().zip(self.request.prompts()).map(shot).collect();
+        }
         if let Some(disclaimer) = self.request.disclaimer() {
             settings["disclaimer"] = json!(disclaimer);
         }
@@ -157,7 +246,17 @@ impl<'a> Plan<'a> {
         settings
     }
 
-    /// Sizes of the latents of each stage.
+    /// Sizes of the latents of each stage of a window.
+    pub(super) fn window_stages(&self, window: &Window) -> Vec<Shapes> {
+        let mut stages = self.stages();
+        for stage in &mut stages {
+            stage.video.frames = window.video.length;
+            stage.audio = window.audio.map(|Stretch { length, .. }| AudioShape { frames: length });
+        }
+        stages
+    }
+
+    /// Sizes of the latents of each stage, if all of the clip were made at once.
     pub(super) fn stages(&self) -> Vec<Shapes> {
         let VideoShape { frames, height, width } = self.video;
         let shapes = |divisor: usize, second| Shapes {
@@ -184,4 +283,36 @@ impl<'a> Plan<'a> {
         }
         Ok(())
     }
+}
+
+/// The windows that a clip is made in.
+fn windows(
+    request: &Request,
+    video: VideoShape,
+    audio: Option<AudioShape>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Window>> {
+    if request.placeholder {
+        let whole = |length| Stretch { start: 0, length, given: 0 };
+        let audio = audio.map(|audio| whole(audio.frames));
+        return Ok(vec![Window { shot: 0, video: whole(video.latent().frames), audio }]);
+    }
+    let plan = request.windows(audio.is_some());
+    let windows = plan.of(video.latent())?;
+    let (longest, overlap) = plan.sizes()?;
+    if windows.len() > 1 {
+        if request.noise.is_some() {
+            return Err(Error::request(
+                format!("noise from a file is for one window, and this clip needs {}", windows.len()),
+                format!("leave out --noise, or raise --window to {}", request.frames),
+            ));
+        }
+        notes.push(format!(
+            "made in {} windows of up to {} frames, each given {} of the last one's",
+            windows.len(),
+            pictures(longest),
+            pictures(overlap)
+        ));
+    }
+    Ok(windows)
 }

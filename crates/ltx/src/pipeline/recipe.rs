@@ -91,7 +91,11 @@ fn told(lora: &Lora, strength: f32, matches: &Matches) -> String {
         [] => String::new(),
         [first, ..] => format!("; {} are not in the model, {first} first", matches.unmatched.len()),
     };
-    format!("LoRA {name} at {strength}: changes {} weights{unmatched}", matches.count())
+    let packed = match matches.packed {
+        0 => String::new(),
+        packed => format!("; {packed} are packed: unpacked, changed, and packed again unless they are fp8"),
+    };
+    format!("LoRA {name} at {strength}: changes {} weights{unmatched}{packed}", matches.count())
 }
 
 /// What decides about stages.

@@ -6,11 +6,14 @@ use mlx::Dtype;
 use serde_json::{Value, json};
 
 use super::images::{self, ImageCondition};
+use super::window::{Shot, Windows};
 use crate::checkpoint::Residency;
 use crate::diffusion::guidance::Guidance;
 use crate::diffusion::step::Sampler;
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 use crate::text::EmbeddingCache;
+use crate::video_vae::Tiling;
 
 /// What made a clip, in its settings.
 pub(super) const PROGRAM: &str = concat!("ltx ", env!("CARGO_PKG_VERSION"));
@@ -94,8 +97,10 @@ pub enum UnreadPolicy {
 /// One clip.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What the clip shows and how it sounds. Not needed with `embedding`.
+    /// What the clip shows and how it sounds; with `shots` what all of them have in common. Not needed with `embedding`.
     pub prompt: Option<String>,
+    /// Parts of the clip with prompts of their own, one after the other; none is a clip of one prompt.
+    pub shots: Vec<Shot>,
     /// What it should not be; `None` is Lightricks' list. Used when classifier-free guidance is on.
     pub negative_prompt: Option<String>,
     /// Model files or folders.
@@ -122,6 +127,10 @@ pub struct Request {
     pub width: usize,
     /// Frames.
     pub frames: usize,
+    /// The most frames that are made at once: a longer clip is made window by window, each going on with the last one.
+    pub window: usize,
+    /// Frames of the last window that the next one is given; `None` decides by `window`.
+    pub overlap: Option<usize>,
     /// Frames per second.
     pub frame_rate: f64,
     /// Denoising steps (of the first stage); `None` is the model's own.
@@ -150,10 +159,15 @@ pub struct Request {
     pub noise: Option<PathBuf>,
     /// Type of weights and activations.
     pub dtype: Dtype,
+    /// How the linear layers of the transformer and the text encoder are packed while they are read, where a rule
+    /// allows it.
+    pub quantize: Option<Packing>,
     /// Which unread tensors stop the run.
     pub unread: UnreadPolicy,
     /// How the blocks of the transformer and of the text encoder are kept.
     pub residency: Residency,
+    /// The pieces that the clip is decoded in.
+    pub tiling: Tiling,
 }
 
 impl Request {
@@ -163,6 +177,7 @@ impl Request {
             return Err(Error::request("both a dummy text and an embedding", "give one of them"));
         }
         match (&self.prompt, &self.embedding) {
+            _ if !self.shots.is_empty() => self.check_shots()?,
             (None, None) if !self.placeholder => {
                 return Err(Error::request(
                     "there is no prompt",
@@ -189,6 +204,7 @@ impl Request {
                 "leave out one of them",
             ));
         }
+        self.windows(false).sizes()?;
         images::check(&self.images, self.frames)?;
         if self.steps == Some(0) {
             return Err(Error::request("there are no denoising steps", "give at least --steps 1"));
@@ -218,6 +234,41 @@ impl Request {
         Ok(())
     }
 
+    fn check_shots(&self) -> Result<()> {
+        if self.embedding.is_some() || self.placeholder {
+            return Err(Error::request(
+                "shots are prompts, and neither an embedding nor a placeholder has any use for them",
+                "leave out --shot, or --embedding and --placeholder",
+            ));
+        }
+        match self.shots.iter().position(|shot| shot.prompt.trim().is_empty()) {
+            None => Ok(()),
+            Some(index) => Err(Error::request(
+                format!("the prompt of shot {} is empty", index + 1),
+                "say what it shows and how it sounds",
+            )),
+        }
+    }
+
+    /// The prompt of each shot, with what all have in common before it.
+    pub fn prompts(&self) -> Vec<String> {
+        let common = self.prompt.as_deref().map(str::trim).filter(|prompt| !prompt.is_empty());
+        if self.shots.is_empty() {
+            return vec![self.prompt.clone().unwrap_or_default()];
+        }
+        let prompt = |shot: &Shot| match common {
+            Some(common) => format!("{common} {}", shot.prompt.trim()),
+            None => shot.prompt.trim().to_owned(),
+        };
+        self.shots.iter().map(prompt).collect()
+    }
+
+    /// What decides about windows.
+    pub(super) fn windows(&self, sound: bool) -> Windows<'_> {
+        let Self { window: longest, overlap, frame_rate, .. } = *self;
+        Windows { longest, overlap, shots: &self.shots, frame_rate, sound }
+    }
+
     /// What was asked for, to be kept with the clip so that it can be made again. Files are named, not located.
     pub fn settings(&self) -> Value {
         let name = |path: &PathBuf| {
@@ -241,6 +292,7 @@ impl Request {
             "seed": self.seed,
             "audio": self.audio,
             "dtype": self.dtype.to_string(),
+            "quantize": self.quantize.map(|packing| packing.to_string()),
         })
     }
 

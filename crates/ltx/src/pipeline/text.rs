@@ -10,6 +10,7 @@ use super::{Kind, Request, UnreadPolicy};
 use crate::checkpoint::{Checkpoint, Component, Residency, Unread};
 use crate::dit;
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 use crate::progress::Progress;
 use crate::text::{
     Connectors, Contexts, Embedding, EmbeddingCache, Gemma, GemmaFolder, Identity, MAX_TOKENS,
@@ -22,13 +23,13 @@ const NEGATIVE_PROMPT: &str = include_str!("negative_prompt.txt");
 /// The connectors fill up with whole sets of this many registers.
 const REGISTERS: usize = 128;
 
-/// Where a run's contexts come from.
+/// Where a run's contexts come from: a text for every shot.
 #[derive(Debug)]
 pub enum Prompts {
     /// Nothing will attend to any.
     None,
-    /// A file, or the prompt's own letters.
-    Known(Text),
+    /// A file, or the prompts' own letters.
+    Known(Vec<Text>),
     /// The text encoder, unless the cache has them.
     Encode(Encoding),
 }
@@ -62,9 +63,10 @@ pub fn prompts(
             Ok(Contexts { video: contexts.video.astype(request.dtype)?, audio })
         };
         let negative = embedding.negative.filter(|_| negative).map(cast).transpose()?;
-        return Ok(Prompts::Known(Text { positive: cast(embedding.positive)?, negative }));
+        return Ok(Prompts::Known(vec![Text { positive: cast(embedding.positive)?, negative }]));
     }
-    let positive = Prompt { text: request.prompt.as_deref().unwrap_or_default(), ours: false };
+    let texts = request.prompts();
+    let positive: Vec<_> = texts.iter().map(|text| Prompt { text, ours: false }).collect();
     let negative = negative.then_some(match &request.negative_prompt {
         Some(text) => Prompt { text, ours: false },
         None => Prompt { text: NEGATIVE_PROMPT, ours: true },
@@ -72,10 +74,9 @@ pub fn prompts(
     if request.dummy_text {
         let widths = widths(transformer);
         let dummy = |prompt: Prompt| dummy(prompt.text, widths, request.dtype);
-        return Ok(Prompts::Known(Text {
-            positive: dummy(positive)?,
-            negative: negative.map(dummy).transpose()?,
-        }));
+        let negative = negative.map(dummy).transpose()?;
+        let text = |prompt| Ok(Text { positive: dummy(prompt)?, negative: negative.clone() });
+        return positive.into_iter().map(text).collect::<Result<_>>().map(Prompts::Known);
     }
     let folder = request.gemma.as_ref().ok_or_else(|| {
         Error::request(
@@ -83,9 +84,10 @@ pub fn prompts(
             "give the folder of Gemma 3 with --gemma, fetch it with `ltx download gemma`, or give an encoded prompt with --embedding",
         )
     })?;
-    let wanted: Vec<_> = [positive].into_iter().chain(negative).collect();
+    let wanted: Vec<_> = positive.into_iter().chain(negative).collect();
     let settings = Settings {
         dtype: request.dtype,
+        packing: request.quantize,
         tokens: MAX_TOKENS,
         loras: &request.loras,
         cache: request.cache.as_ref(),
@@ -109,6 +111,7 @@ struct Prompt<'a> {
 #[derive(Clone, Copy, Debug)]
 struct Settings<'a> {
     dtype: Dtype,
+    packing: Option<Packing>,
     /// Length of the contexts.
     tokens: usize,
     /// What the checkpoint was changed with.
@@ -154,8 +157,8 @@ impl Encoding {
         let mut wanted = Vec::new();
         for prompt in prompts {
             let identity = settings.cache.and_then(|_| {
-                let Settings { dtype, tokens, loras, .. } = settings;
-                Identity::new(prompt.text.trim(), folder, &models, loras, dtype, tokens)
+                let Settings { dtype, packing, tokens, loras, .. } = settings;
+                Identity::new(prompt.text.trim(), folder, &models, loras, (dtype, packing), tokens)
             });
             let found = settings
                 .cache
@@ -171,7 +174,7 @@ impl Encoding {
                     let (gemma, tokenizer) = match &mut opened {
                         Some(opened) => opened,
                         none => {
-                            let gemma = GemmaFolder::open(folder)?;
+                            let gemma = GemmaFolder::open(folder)?.packed_as(settings.packing);
                             let tokenizer = gemma.tokenizer()?;
                             none.insert((gemma, tokenizer))
                         }
@@ -308,6 +311,8 @@ pub struct TextRequest {
     pub max_tokens: Option<usize>,
     /// Type of weights and activations.
     pub dtype: Dtype,
+    /// How the text encoder's linear layers are packed while they are read.
+    pub quantize: Option<Packing>,
     /// Which unread tensors stop the run.
     pub unread: UnreadPolicy,
     /// How the text encoder's layers are kept.
@@ -348,7 +353,13 @@ impl<'a> TextPlan<'a> {
         let wanted: Vec<_> =
             [Prompt { text: &request.prompt, ours: false }].into_iter().chain(negative).collect();
         let mut notes = Vec::new();
-        let settings = Settings { dtype: request.dtype, tokens, loras: &[], cache: request.cache.as_ref() };
+        let settings = Settings {
+            dtype: request.dtype,
+            packing: request.quantize,
+            tokens,
+            loras: &[],
+            cache: request.cache.as_ref(),
+        };
         let encoding = Encoding::new(&wanted, &request.gemma, &checkpoint, settings, &mut notes)?;
         let plan = Self { request, checkpoint, encoding, notes };
         plan.encoding.check(plan.loader(), &plan.checkpoint, &mut |_| std::ops::ControlFlow::Continue(()))?;
@@ -365,7 +376,8 @@ impl<'a> TextPlan<'a> {
         for note in &self.notes {
             progress.note(note)?;
         }
-        let text = text(self.encoding.run(self.loader(), &self.checkpoint, progress)?)?;
+        let mut texts = texts(self.encoding.run(self.loader(), &self.checkpoint, progress)?, 1);
+        let text = texts.pop().ok_or_else(|| Error::request("there is no prompt", "give one"))?;
         Ok(Embedding {
             prompt: Some(self.request.prompt.clone()),
             positive: text.positive,
@@ -374,9 +386,9 @@ impl<'a> TextPlan<'a> {
     }
 }
 
-/// The prompt's contexts, and those of the negative prompt if there are any.
-pub fn text(contexts: Vec<Contexts>) -> Result<Text> {
-    let mut contexts = contexts.into_iter();
-    let positive = contexts.next().ok_or_else(|| Error::request("there is no prompt", "give one"))?;
-    Ok(Text { positive, negative: contexts.next() })
+/// The text of each shot: the first `shots` contexts, each with those of the negative prompt, which come last if there
+/// are any.
+pub fn texts(mut contexts: Vec<Contexts>, shots: usize) -> Vec<Text> {
+    let negative = contexts.split_off(shots.min(contexts.len())).pop();
+    contexts.into_iter().map(|positive| Text { positive, negative: negative.clone() }).collect()
 }

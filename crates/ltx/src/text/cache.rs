@@ -16,6 +16,7 @@ use super::Contexts;
 use super::embedding::{save_contexts, stored};
 use crate::checkpoint::File;
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 
 /// Changes when the same identity would give other values.
 const FORMAT: u32 = 1;
@@ -57,7 +58,7 @@ impl Identity {
         gemma: &Path,
         models: &[&Path],
         loras: &[(PathBuf, f32)],
-        dtype: Dtype,
+        (dtype, packing): (Dtype, Option<Packing>),
         tokens: usize,
     ) -> Option<Self> {
         let file = |path: &Path| {
@@ -80,7 +81,7 @@ impl Identity {
             .collect::<Option<_>>()?;
         let text = json!({
             "program": env!("CARGO_PKG_VERSION"), "format": FORMAT, "prompt": prompt, "tokens": tokens,
-            "dtype": dtype.to_string(), "device": format!("{:?}", mlx::device::current()),
+            "dtype": dtype.to_string(), "quantize": packing.map(|packing| packing.to_string()), "device": format!("{:?}", mlx::device::current()),
             "text_encoder": encoder, "model": models, "loras": loras,
         });
         Some(Self { prompt: prompt.into(), text: text.to_string() })
@@ -338,7 +339,7 @@ mod tests {
         fs::write(gemma.join("model.safetensors"), "weights").unwrap();
         fs::write(&model, "model").unwrap();
         let identity =
-            |prompt: &str, tokens| Identity::new(prompt, &gemma, &[&model], &[], Dtype::Bf16, tokens);
+            |prompt: &str, tokens| Identity::new(prompt, &gemma, &[&model], &[], (Dtype::Bf16, None), tokens);
         let first = identity("a", 1024).unwrap();
         assert_eq!(identity("a", 1024), Some(first.clone()));
         assert_ne!(identity("b", 1024), Some(first.clone()));
@@ -346,12 +347,13 @@ mod tests {
         let file = fs::File::options().append(true).open(gemma.join("model.safetensors")).unwrap();
         file.set_modified(UNIX_EPOCH + Duration::from_secs(7)).unwrap();
         let second = identity("a", 1024).unwrap();
-        let lora =
-            |strength| Identity::new("a", &gemma, &[&model], &[(model.clone(), strength)], Dtype::Bf16, 1024);
+        let lora = |strength| {
+            Identity::new("a", &gemma, &[&model], &[(model.clone(), strength)], (Dtype::Bf16, None), 1024)
+        };
         assert!(lora(0.5) != lora(1.0) && lora(0.5) != Some(second.clone()));
         assert_ne!(first, second);
         fs::write(gemma.join("tokenizer.json"), "{}").unwrap();
         assert_ne!(identity("a", 1024), Some(second));
-        assert!(Identity::new("a", Path::new("/nowhere"), &[], &[], Dtype::F32, 1024).is_none());
+        assert!(Identity::new("a", Path::new("/nowhere"), &[], &[], (Dtype::F32, None), 1024).is_none());
     }
 }

@@ -204,7 +204,7 @@ pub(super) fn save_contexts(
 }
 
 /// An array's values as they stand in a file.
-pub(super) fn stored(array: &Array) -> mlx::Result<(safetensors::Dtype, Vec<u8>)> {
+pub(crate) fn stored(array: &Array) -> mlx::Result<(safetensors::Dtype, Vec<u8>)> {
     Ok(match array.dtype() {
         Dtype::Bf16 => {
             (safetensors::Dtype::BF16, bytemuck::cast_slice(&array.to_vec::<half::bf16>()?).to_vec())

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::Tokenizer;
 use crate::checkpoint::{Checkpoint, Config, File, Weights};
 use crate::error::{Error, Result};
+use crate::nn::Packing;
 
 /// Prefixes under which the language model may stand: with a vision tower beside it (old and new layout), or alone.
 const ROOTS: [&str; 3] = ["language_model.model.", "model.language_model.", "model."];
@@ -23,6 +24,7 @@ pub struct GemmaFolder {
     files: Vec<Arc<File>>,
     root: &'static str,
     config: Config,
+    packing: Option<Packing>,
 }
 
 impl GemmaFolder {
@@ -55,7 +57,12 @@ impl GemmaFolder {
                 "give a Gemma 3 model that is downloaded whole",
             )
         })?;
-        Ok(Self { path: path.into(), files, root, config })
+        Ok(Self { path: path.into(), files, root, config, packing: None })
+    }
+
+    /// The same model, whose linear layers are packed while they are read where a rule allows it.
+    pub fn packed_as(self, packing: Option<Packing>) -> Self {
+        Self { packing, ..self }
     }
 
     /// Where it is.
@@ -83,7 +90,7 @@ impl GemmaFolder {
         let keys = self.files.iter().flat_map(|file| file.tensors());
         let paths: Vec<String> =
             keys.filter_map(|(key, _)| key.strip_prefix(self.root).map(String::from)).collect();
-        Weights::new(self.files.clone(), self.root, dtype, paths)
+        Weights::new(self.files.clone(), self.root, dtype, paths).packed_as(self.packing)
     }
 
     /// Gives back the memory that the mapped files take. What is used again is read again.

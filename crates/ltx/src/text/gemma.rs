@@ -11,7 +11,7 @@ use super::GemmaFolder;
 use crate::checkpoint::{Blocks, Config, Weights};
 use crate::dit::Rope;
 use crate::error::{Error, Result};
-use crate::nn::{self, Activation, Bias, Linear};
+use crate::nn::{self, Activation, Bias, Linear, Weight};
 
 /// How the layers of one kind attend.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -140,7 +140,7 @@ fn spans(config: &Config) -> Result<Vec<Span>> {
 /// The language model.
 #[derive(Debug)]
 pub struct Gemma {
-    embedding: Array, // (vocabulary, hidden), in the file's dtype
+    embedding: Weight, // (vocabulary, hidden), as the file has it
     layers: Blocks<Layer>,
     norm: Norm,
     settings: Settings,
@@ -193,7 +193,7 @@ impl Gemma {
         let layer_settings = settings.clone();
         let rows = weights.shape("embed_tokens.weight").and_then(|shape| shape.first().copied()).unwrap_or(0);
         Ok(Self {
-            embedding: weights.tensor_as_stored("embed_tokens.weight", &[rows, settings.hidden])?,
+            embedding: weights.at("embed_tokens").table(rows, settings.hidden)?,
             layers: Blocks::load(&weights.at("layers"), settings.spans.len(), move |layer| {
                 Layer::load(layer, &layer_settings)
             })?,
@@ -205,14 +205,14 @@ impl Gemma {
 
     /// Number of tokens that it knows.
     pub fn vocabulary(&self) -> i32 {
-        self.embedding.dim(0)
+        self.embedding.outputs()
     }
 
     /// Embeddings of tokens, (1, tokens, hidden).
     fn embed(&self, ids: &[u32]) -> Result<Array> {
         let index: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
         let index = Array::from_slice(&index, &[index.len() as i32])?;
-        let rows = self.embedding.take(&index, 0)?.astype(self.dtype)?.expand_dims(&[0])?; // (1, tokens, hidden)
+        let rows = self.embedding.rows(&index, self.dtype)?.astype(self.dtype)?.expand_dims(&[0])?; // (1, tokens, hidden)
         // The reference rounds the factor to the weights' dtype too.
         Ok(rows.multiply(f64::from(self.settings.hidden).sqrt())?)
     }
@@ -232,7 +232,11 @@ impl Gemma {
         }
         let last = self.norm.forward(&x.slice(1, x.dim(1) - 1..x.dim(1))?)?; // (1, 1, hidden)
         // The embedding is what the tokens are compared with, too.
-        let logits = Linear::new(self.embedding.astype(self.dtype)?).forward(&last)?.astype(Dtype::F32)?;
+        let table = match &self.embedding {
+            Weight::Dense(table) => Weight::Dense(table.astype(self.dtype)?),
+            other => other.clone(),
+        };
+        let logits = Linear::of(table).forward(&last)?.astype(Dtype::F32)?;
         let kept = past.layers.iter().flat_map(|kept| [kept.keys.as_ref(), kept.values.as_ref()]).flatten();
         mlx::eval(kept.chain([&logits]))?;
         Ok(logits.to_f32()?)
@@ -315,12 +319,12 @@ impl Layer {
         let k = heads(self.k.forward(x)?, settings.key_heads)?;
         let v = heads(self.v.forward(x)?, settings.key_heads)?;
         let places = before..before + tokens as usize;
-        let angles = angles(places.clone(), settings.head_dim as usize, span);
+        let angles = angles(places, settings.head_dim as usize, span);
         let rope = Rope::from_angles(&angles, tokens, x.dtype())?;
         let turned = |x: &Array, norm: &Norm| rope.rotate_normed(x, &norm.weight, norm.eps);
         let (k, v) = kept.push(turned(&k, &self.k_norm)?, v)?;
-        let mask = mask(places, span.window)?;
-        let attended = nn::attention(&turned(&q, &self.q_norm)?, &k, &v, settings.scale, Some(&mask))?;
+        let q = turned(&q, &self.q_norm)?;
+        let attended = nn::past_attention(&q, &k, &v, settings.scale, span.window)?;
         Ok(self.o.forward(&attended.reshape(&[1, tokens, -1])?)?) // from (1, tokens, heads · head_dim)
     }
 }
@@ -362,17 +366,6 @@ fn angles(tokens: Range<usize>, head_dim: usize, span: &Span) -> Vec<f32> {
         (1.0 / span.theta.powf(f64::from(exponent)) / span.factor) as f32
     };
     tokens.flat_map(|token| (0..head_dim / 2).map(move |pair| token as f32 * frequency(pair))).collect()
-}
-
-/// Whether a token (row) sees another (column): those before it and itself, within the window; rows are `tokens`, columns
-/// those and all before them. (1, 1, rows, columns)
-fn mask(tokens: Range<usize>, window: Option<usize>) -> mlx::Result<Array> {
-    let (columns, shape) = (tokens.end, [1, 1, tokens.len() as i32, tokens.end as i32]);
-    let window = window.unwrap_or(columns);
-    let sees = |row: usize, column: usize| column <= row && row - column < window;
-    let values: Vec<u8> =
-        tokens.flat_map(|row| (0..columns).map(move |column| u8::from(sees(row, column)))).collect();
-    Array::from_slice(&values, &shape)?.astype(Dtype::Bool)
 }
 
 #[cfg(test)]
@@ -435,12 +428,5 @@ mod tests {
         refused(json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2 } }), "rope_type");
         refused(json!({ "query_pre_attn_scalar": -1 }), "query_pre_attn_scalar");
         refused(json!({ "hidden_size": "wide" }), "hidden_size");
-    }
-
-    #[test]
-    fn a_window_counts_the_token_itself() {
-        let rows = mask(0..4, Some(2)).unwrap().to_f32().unwrap();
-        assert_eq!(rows, [1., 0., 0., 0., 1., 1., 0., 0., 0., 1., 1., 0., 0., 0., 1., 1.]);
-        assert_eq!(mask(2..4, Some(2)).unwrap().to_f32().unwrap(), rows[8..]);
     }
 }

@@ -18,6 +18,7 @@ mod tokenizer;
 pub(crate) use cache::Identity;
 pub use cache::{CachedEmbedding, EmbeddingCache};
 pub use connector::{Connector, Connectors};
+pub(crate) use embedding::stored;
 pub use embedding::{Embedding, ORIGINAL_TOKENS, Widths, dummy, is_npz};
 pub use enhance::{Scene, enhance};
 pub use folder::GemmaFolder;

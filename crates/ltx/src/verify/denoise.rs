@@ -117,7 +117,7 @@ fn guidance(golden: &Golden, modality: Modality) -> Result<Guidance> {
 /// The noise that the golden holds for stochastic samplers.
 struct GivenNoise<'a> {
     golden: &'a Golden,
-    drawn: [usize; 2],
+    drawn: [u64; 2],
 }
 
 impl StepNoise for GivenNoise<'_> {
@@ -130,5 +130,14 @@ impl StepNoise for GivenNoise<'_> {
             return Err(self.golden.error(&name, format!("has shape {:?}, not {shape:?}", noise.shape())));
         }
         Ok(noise)
+    }
+
+    fn drawn(&self) -> [u64; 4] {
+        let [video, audio] = self.drawn;
+        [video, audio, 0, 0]
+    }
+
+    fn go_to(&mut self, [video, audio, ..]: [u64; 4]) {
+        self.drawn = [video, audio];
     }
 }

@@ -5,13 +5,14 @@ use mlx::{Array, Dtype};
 use super::config::{self, Blocks};
 use super::conv::{CausalConv, Padding};
 use super::layer::{Layer, Place};
+use super::memory::Amount;
 use super::resample::unpatchify;
-use super::resnet::{self, Pass, pixel_norm};
-use super::tiling::Plan;
-use super::{Noise, Scale, Statistics, Tiling, channels_first, channels_last};
+use super::resnet;
+use super::stream::{Network, PIECE, Stream};
+use super::tiling::{Decode, Plan};
+use super::{Noise, Scale, Statistics, Tiling, channels_last};
 use crate::checkpoint::{Config, Weights};
 use crate::error::{Error, Result};
-use crate::nn;
 use crate::trace::Trace;
 
 /// Share of noise in the latents that a conditioned decoder is given, and the timestep it is told.
@@ -32,6 +33,8 @@ pub struct ConvDecoder {
     latent: i32,
     scale: Scale,
     dtype: Dtype,
+    /// Values that a layer makes at a time, about.
+    pub(super) piece: usize,
 }
 
 impl ConvDecoder {
@@ -107,6 +110,7 @@ impl ConvDecoder {
             latent,
             scale: blocks.scale(patch)?,
             dtype: weights.dtype(),
+            piece: PIECE,
         })
     }
 
@@ -138,6 +142,50 @@ impl ConvDecoder {
     /// height · scale, width · scale, rgb), about [-1, 1], in f32. A decoder conditioned on a timestep draws the latent's
     /// noise first; blocks that inject noise draw one (height, width) map per convolution.
     pub fn forward(&self, latent: &Array, noise: &mut Noise, trace: &mut Trace) -> Result<Array> {
+        let mut passage = self.enter(latent, noise)?;
+        let mut pieces = Vec::new();
+        while let Some(piece) = self.frames(&mut passage, i32::MAX, noise, trace)? {
+            pieces.push(piece);
+        }
+        Ok(mlx::concatenate(&pieces.iter().collect::<Vec<_>>(), 1)?)
+    }
+
+    /// The frames of one normalized latent (1, channels, frames, height, width), in order and piece by piece: chunks
+    /// (frames, height, width, rgb) as [`Self::forward`] gives them, each computed when it is asked for. How much memory that
+    /// takes does not depend on the number of frames, as long as a tile is as high and wide as the video.
+    pub fn decode<'a>(
+        self,
+        latent: &Array,
+        tiling: &Tiling,
+        noise: impl FnMut(&[i32]) -> Result<Array> + 'a,
+    ) -> Result<impl Iterator<Item = Result<Array>> + 'a> {
+        self.check(latent)?;
+        let plan = Plan::new(latent, tiling, self.scale)?;
+        Ok(plan.decode(Noisy { decoder: self, noise }))
+    }
+
+    /// About how many bytes [`Self::decode`] of a latent (frames, height, width) takes at most, beside the weights and the latent;
+    /// rather more than less.
+    pub fn bytes(&self, tiling: &Tiling, latent: [usize; 3]) -> Result<usize> {
+        let sizes = tiling.largest(latent, self.scale)?;
+        let [frames, height, width] = sizes.tile;
+        let Scale { frames: t, pixels: p } = self.scale;
+        let (t, p, value) = (t as usize, p as usize, self.dtype.size());
+        // The latent in f32, as it comes and on its way to the decoder's own, and that.
+        let latent = frames * height * width * self.latent as usize * (8 + value);
+        let at_once = (self.network().at_once(height as i32, width as i32) as usize).min(frames);
+        let Amount { kept, working, out } = self.network().amount(at_once, height, width);
+        // A piece of pixels in the network's type, its order changed, in f32, and what is blended of it.
+        let stream = latent + kept * value + (working * value).max(out * (2 * value + 12));
+        let [_, height, width] = sizes.video;
+        let frame = height * p * width * p * 3 * 4;
+        let blended = 2 * sizes.shared * t * frame;
+        let together = if sizes.spatial { 3 * frames * t * frame } else { 0 };
+        Ok(stream + blended + together)
+    }
+
+    /// A latent as the first layer takes it.
+    fn enter(&self, latent: &Array, noise: &mut Noise) -> Result<Passage> {
         self.check(latent)?;
         let mut latent = latent.astype(Dtype::F32)?;
         if self.last.is_some() {
@@ -145,36 +193,45 @@ impl ConvDecoder {
             latent = latent.multiply(1.0 - NOISE)?.add(drawn.multiply(NOISE)?)?;
         }
         let latent = self.statistics.un_normalize(&latent)?.astype(self.dtype)?;
-        let mut x = self.conv_in.forward(&channels_last(&latent)?, self.causal)?;
-        let mut pass = Pass { causal: self.causal, noise };
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &mut pass)?;
-            trace.record(|| format!("up_block.{index}"), || channels_first(&x))?;
-        }
-        x = pixel_norm(&x)?;
-        if let Some([shift, scale]) = &self.last {
-            x = resnet::modulate(&x, shift, scale)?;
-        }
-        let x = self.conv_out.forward(&nn::silu(&x)?, self.causal)?;
-        let pixels = unpatchify(&x, self.patch)?.astype(Dtype::F32)?;
-        pixels.eval()?;
-        Ok(pixels)
+        let latent = channels_last(&latent)?.contiguous()?;
+        latent.eval()?;
+        Ok(Passage { latent, next: 0, stream: Stream::default() })
     }
 
-    /// The frames of one normalized latent (1, channels, frames, height, width), in order and piece by piece: chunks
-    /// (frames, height, width, rgb) as [`Self::forward`] gives them, each computed when it is asked for.
-    pub fn decode<'a>(
-        self,
-        latent: &Array,
-        tiling: &Tiling,
-        mut noise: impl FnMut(&[i32]) -> Result<Array> + 'a,
-    ) -> Result<impl ExactSizeIterator<Item = Result<Array>> + 'a> {
-        self.check(latent)?;
-        let plan = Plan::new(latent, tiling, self.scale)?;
-        Ok(plan.decode(move |tile| {
-            let pixels = self.forward(tile, &mut noise, &mut Trace::off())?; // (1, frames, height, width, rgb)
-            Ok(pixels.squeeze(&[0])?)
-        }))
+    /// The next frames (batch, frames, height, width, rgb), for which `count` latent frames go in at a time; in the end none.
+    fn frames(
+        &self,
+        passage: &mut Passage,
+        count: i32,
+        noise: &mut Noise,
+        trace: &mut Trace,
+    ) -> Result<Option<Array>> {
+        let (network, all) = (self.network(), passage.latent.dim(1));
+        loop {
+            if let Some(piece) = network.next(&mut passage.stream, noise, trace)? {
+                let pixels = unpatchify(&piece, self.patch)?.astype(Dtype::F32)?;
+                pixels.eval()?;
+                return Ok(Some(pixels));
+            }
+            let start = passage.next;
+            if start == all {
+                return Ok(None);
+            }
+            passage.next = all.min(start.saturating_add(count));
+            let x = passage.latent.slice(1, start..passage.next)?;
+            network.give(&mut passage.stream, &x, passage.next == all)?;
+        }
+    }
+
+    fn network(&self) -> Network<'_> {
+        Network {
+            first: &self.conv_in,
+            layers: &self.layers,
+            modulation: self.last.as_ref(),
+            last: &self.conv_out,
+            causal: self.causal,
+            piece: self.piece,
+        }
     }
 
     fn check(&self, latent: &Array) -> Result<()> {
@@ -189,5 +246,33 @@ impl ConvDecoder {
                 format!("give (batch, {}, frames, height, width)", self.latent),
             )),
         }
+    }
+}
+
+/// A latent on its way through the decoder.
+struct Passage {
+    latent: Array, // (batch, frames, height, width, channels)
+    /// The first latent frame that has not gone in.
+    next: i32,
+    stream: Stream,
+}
+
+/// The decoder with what it draws its noise from.
+struct Noisy<N> {
+    decoder: ConvDecoder,
+    noise: N,
+}
+
+impl<N: FnMut(&[i32]) -> Result<Array>> Decode for Noisy<N> {
+    type Tile = Passage;
+
+    fn enter(&mut self, latent: &Array) -> Result<Passage> {
+        self.decoder.enter(latent, &mut self.noise)
+    }
+
+    fn next(&mut self, tile: &mut Passage) -> Result<Option<Array>> {
+        let count = self.decoder.network().at_once(tile.latent.dim(2), tile.latent.dim(3));
+        let pixels = self.decoder.frames(tile, count, &mut self.noise, &mut Trace::off())?;
+        Ok(pixels.map(|pixels| pixels.squeeze(&[0])).transpose()?)
     }
 }

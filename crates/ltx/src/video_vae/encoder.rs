@@ -6,11 +6,11 @@ use super::config::{self, Blocks};
 use super::conv::{CausalConv, Padding};
 use super::layer::{Layer, Place};
 use super::resample::patchify;
-use super::resnet::{Pass, pixel_norm};
+use super::stream::{Network, PIECE, Stream};
 use super::{Scale, Statistics, channels_first};
 use crate::checkpoint::{Config, Weights};
 use crate::error::{Error, Result};
-use crate::nn;
+use crate::trace::Trace;
 
 /// The convolutional encoder of every generation.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Encoder {
     latent: i32,
     scale: Scale,
     dtype: Dtype,
+    /// Values that a layer makes at a time, about.
+    pub(super) piece: usize,
 }
 
 impl Encoder {
@@ -85,6 +87,7 @@ impl Encoder {
             latent,
             scale: blocks.scale(patch)?,
             dtype: weights.dtype(),
+            piece: PIECE,
         })
     }
 
@@ -101,24 +104,69 @@ impl Encoder {
     /// Pixels (batch, frames, height, width, rgb) in [-1, 1] → the means of their latents, normalized, in f32:
     /// (batch, channels, (frames − 1) / scale + 1, height / scale, width / scale). Frames past 1 + n · scale are left out.
     pub fn forward(&self, pixels: &Array) -> Result<Array> {
-        let shape = pixels.shape();
-        let &[_, frames, height, width, rgb] = shape else { return Err(self.refuse(shape)) };
-        let divides = |size: i32| size > 0 && size % self.scale.pixels == 0;
-        if frames < 1 || !divides(height) || !divides(width) || rgb != self.rgb {
-            return Err(self.refuse(shape));
+        self.check(pixels)?;
+        let frames = pixels.dim(1);
+        self.encode([pixels.slice(1, 0..frames - (frames - 1) % self.scale.frames)].map(|part| Ok(part?)))
+    }
+
+    /// The same of a video that comes in parts, one after the other: each (batch, frames, height, width, rgb). How much memory
+    /// that takes does not depend on how many there are.
+    pub fn encode(&self, parts: impl IntoIterator<Item = Result<Array>>) -> Result<Array> {
+        let network = self.network();
+        let mut parts = parts.into_iter();
+        let mut whole = None;
+        if !network.streams() {
+            let all = parts.by_ref().collect::<Result<Vec<_>>>()?;
+            whole = Some(mlx::concatenate(&all.iter().collect::<Vec<_>>(), 1)?);
         }
-        let pixels = pixels.slice(1, 0..frames - (frames - 1) % self.scale.frames)?.astype(self.dtype)?;
-        let mut x = self.conv_in.forward(&patchify(&pixels, self.patch)?, true)?;
         let mut noiseless = |_: &[i32]| Err(Error::request("an encoder injects noise", ""));
-        let mut pass = Pass { causal: true, noise: &mut noiseless };
-        for layer in &self.layers {
-            x = layer.forward(&x, &mut pass)?;
+        let (mut stream, mut means) = (Stream::default(), Vec::new());
+        for part in whole.into_iter().map(Ok).chain(parts) {
+            let part = part?;
+            self.check(&part)?;
+            let at_once =
+                network.at_once(part.dim(2) / self.patch, part.dim(3) / self.patch).min(part.dim(1));
+            for start in (0..part.dim(1)).step_by(at_once as usize) {
+                let pixels = part.slice(1, start..part.dim(1).min(start.saturating_add(at_once)))?;
+                // There is always a frame that may come: what looks back only need not know the last.
+                network.give(&mut stream, &patchify(&pixels.astype(self.dtype)?, self.patch)?, false)?;
+                while let Some(piece) = network.next(&mut stream, &mut noiseless, &mut Trace::off())? {
+                    let piece = piece.slice(4, 0..self.latent)?.contiguous()?;
+                    piece.eval()?;
+                    means.push(piece);
+                }
+            }
         }
-        let x = self.conv_out.forward(&nn::silu(&pixel_norm(&x)?)?, true)?;
-        let means = channels_first(&x.slice(4, 0..self.latent)?)?;
-        let latent = self.statistics.normalize(&means.astype(Dtype::F32)?)?;
+        if means.is_empty() {
+            return Err(Error::request("a video of no frames cannot be encoded", "give at least one frame"));
+        }
+        let means = mlx::concatenate(&means.iter().collect::<Vec<_>>(), 1)?; // (batch, frames, height, width, channels)
+        let latent = self.statistics.normalize(&channels_first(&means)?.astype(Dtype::F32)?)?;
         latent.eval()?;
         Ok(latent)
+    }
+
+    fn network(&self) -> Network<'_> {
+        Network {
+            first: &self.conv_in,
+            layers: &self.layers,
+            modulation: None,
+            last: &self.conv_out,
+            causal: true,
+            piece: self.piece,
+        }
+    }
+
+    fn check(&self, pixels: &Array) -> Result<()> {
+        let divides = |size: i32| size > 0 && size % self.scale.pixels == 0;
+        match *pixels.shape() {
+            [batch, frames, height, width, rgb]
+                if batch > 0 && frames > 0 && divides(height) && divides(width) && rgb == self.rgb =>
+            {
+                Ok(())
+            }
+            _ => Err(self.refuse(pixels.shape())),
+        }
     }
 
     fn refuse(&self, shape: &[i32]) -> Error {

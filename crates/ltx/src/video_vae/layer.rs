@@ -5,7 +5,7 @@ use mlx::Array;
 use super::config::{Block, Blocks};
 use super::conv::{CausalConv, Padding};
 use super::resample::{Downsample, Upsample};
-use super::resnet::{Attention, MidBlock, Pass, ResnetBlock};
+use super::resnet::{Attention, Memory, MidBlock, Pass, ResnetBlock};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -95,17 +95,47 @@ impl Layer {
         }
     }
 
-    /// (batch, frames, height, width, in) → (batch, frames', height', width', out), computed before it returns.
-    pub fn forward(&self, x: &Array, pass: &mut Pass) -> Result<Array> {
+    /// Whether a frame's result depends on others than a few before and after it: then a video must come at once.
+    pub fn sees_everything(&self) -> bool {
+        match self {
+            Self::Mid(block) => block.sees_everything(),
+            Self::Resnet(block) => block.sees_everything(),
+            _ => false,
+        }
+    }
+
+    /// What it remembers before the first frame.
+    pub fn memories(&self) -> Vec<Memory> {
+        let count = if let Self::Mid(mid) = self { mid.blocks.len() } else { 1 };
+        std::iter::repeat_with(Memory::default).take(count).collect()
+    }
+
+    /// The most values that it makes of one frame (batch, 1, height, width, in), or is given.
+    pub fn values(&self, frame: usize, channels: i32) -> usize {
+        let made = match self {
+            Self::Upsample(block) => block.conv.outputs(),
+            Self::Conv(conv) => conv.outputs(),
+            _ => channels,
+        };
+        frame / channels.max(1) as usize * made.max(channels) as usize
+    }
+
+    /// The next frames (batch, frames, height, width, in) → what can be computed now of (batch, frames', height', width', out),
+    /// computed before it returns.
+    pub fn step(&self, x: Array, memories: &mut [Memory], pass: &mut Pass) -> Result<Option<Array>> {
+        if let Self::Mid(block) = self {
+            return block.step(x, memories, pass);
+        }
+        let Some(memory) = memories.first_mut() else { return Ok(None) };
         let y = match self {
-            Self::Mid(block) => block.forward(x, pass),
-            Self::Resnet(block) => block.forward(x, None, pass),
-            Self::Downsample(block) => block.forward(x, pass.causal),
-            Self::Upsample(block) => block.forward(x, pass.causal),
-            Self::Conv(conv) => conv.forward(x, pass.causal),
-            Self::Attention(attention) => attention.forward(x),
-        }?;
-        y.eval()?;
+            Self::Mid(_) => None,
+            Self::Resnet(block) => block.step(&x, None, memory, pass)?,
+            Self::Downsample(block) => block.step(&x, memory, pass.sight.last)?,
+            Self::Upsample(block) => block.step(&x, memory, pass.sight)?,
+            Self::Conv(conv) => conv.step(&x, &mut memory.convs[0], pass.sight)?,
+            Self::Attention(attention) => Some(attention.forward(&x)?),
+        };
+        mlx::eval(y.iter().chain(memory.arrays()))?;
         Ok(y)
     }
 }

@@ -10,9 +10,11 @@ mod conv;
 mod conv_decoder;
 mod encoder;
 mod layer;
+mod memory;
 mod resample;
 mod resnet;
 mod statistics;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod tiling;

@@ -2,7 +2,8 @@
 
 use mlx::Array;
 
-use super::conv::{CausalConv, Padding};
+use super::conv::{CausalConv, Padding, Sight, take, wait};
+use super::resnet::Memory;
 use crate::checkpoint::Weights;
 use crate::error::Result;
 
@@ -49,8 +50,8 @@ fn sizes(x: &Array) -> [i32; 5] {
 /// Encoder: a convolution whose result is folded into channels, plus the folded input averaged to as many.
 #[derive(Clone, Debug)]
 pub(super) struct Downsample {
-    conv: CausalConv,
-    stride: [i32; 3],
+    pub conv: CausalConv,
+    pub stride: [i32; 3],
     outputs: i32,
 }
 
@@ -68,25 +69,33 @@ impl Downsample {
         Ok(Self { conv, stride, outputs })
     }
 
-    /// (batch, frames, height, width, in) → (batch, frames / t, height / h, width / w, out); with t = 2 the first frame
-    /// is doubled, so that an odd number of frames halves upwards.
-    pub fn forward(&self, x: &Array, causal: bool) -> Result<Array> {
-        let x = if self.stride[0] == 2 { x.pad_edge(1, 1, 0)? } else { x.clone() };
+    /// (batch, frames, height, width, in) → what can be computed now of (batch, frames / t, height / h, width / w, out); with
+    /// t = 2 the first frame is doubled, so that an odd number of frames halves upwards.
+    pub fn step(&self, x: &Array, memory: &mut Memory, last: bool) -> Result<Option<Array>> {
+        let doubled = self.stride[0] == 2 && !memory.begun;
+        memory.begun = true;
+        let x = if doubled { x.pad_edge(1, 1, 0)? } else { x.clone() };
+        wait(&mut memory.waiting, &x)?;
+        let there = memory.waiting.as_ref().map_or(0, |x| x.dim(1));
+        let count = there - there % self.stride[0];
+        let (Some(x), true) = (take(&mut memory.waiting, count)?, count > 0) else { return Ok(None) };
         let skip = space_to_depth(&x, self.stride)?;
         let [b, f, h, w, c] = sizes(&skip);
         let skip = skip.reshape(&[b, f, h, w, self.outputs, c / self.outputs])?.mean(&[5], false)?;
-        let y = space_to_depth(&self.conv.forward(&x, causal)?, self.stride)?;
-        Ok(y.add(&skip)?)
+        let Some(y) = self.conv.step(&x, &mut memory.convs[0], Sight { causal: true, last })? else {
+            return Ok(None); // never: a causal convolution gives as many frames as it gets
+        };
+        Ok(Some(space_to_depth(&y, self.stride)?.add(&skip)?))
     }
 }
 
 /// Decoder: a convolution to many channels, unfolded into frames, rows and columns.
 #[derive(Clone, Debug)]
 pub(super) struct Upsample {
-    conv: CausalConv,
-    stride: [i32; 3],
+    pub conv: CausalConv,
+    pub stride: [i32; 3],
     /// How often the unfolded input's channels stand side by side to match the result, when it is added.
-    residual: Option<i32>,
+    pub residual: Option<i32>,
 }
 
 impl Upsample {
@@ -105,17 +114,24 @@ impl Upsample {
         Ok(Self { conv, stride, residual: residual.then_some(factor / reduction) })
     }
 
-    /// (batch, frames, height, width, in) → (batch, frames · t, height · h, width · w, in / reduction); with t = 2 the
-    /// first frame of the result goes.
-    pub fn forward(&self, x: &Array, causal: bool) -> Result<Array> {
+    /// (batch, frames, height, width, in) → what can be computed now of (batch, frames · t, height · h, width · w, in /
+    /// reduction); with t = 2 the first frame of the result goes.
+    pub fn step(&self, x: &Array, memory: &mut Memory, sight: Sight) -> Result<Option<Array>> {
+        if self.residual.is_some() {
+            wait(&mut memory.waiting, x)?;
+        }
+        let Some(y) = self.conv.step(x, &mut memory.convs[0], sight)? else { return Ok(None) };
+        let first = self.stride[0] == 2 && !memory.begun;
+        memory.begun = true;
         let unfold = |x: &Array| {
             let y = depth_to_space(x, self.stride)?;
-            if self.stride[0] == 2 { y.slice(1, 1..y.dim(1)) } else { Ok(y) }
+            if first { y.slice(1, 1..y.dim(1)) } else { Ok(y) }
         };
-        let y = unfold(&self.conv.forward(x, causal)?)?;
-        match self.residual {
-            Some(repeats) => Ok(y.add(&unfold(x)?.tile(&[1, 1, 1, 1, repeats])?)?),
-            None => Ok(y),
+        match (self.residual, take(&mut memory.waiting, y.dim(1))?) {
+            (Some(repeats), Some(x)) => {
+                Ok(Some(unfold(&y)?.add(&unfold(&x)?.tile(&[1, 1, 1, 1, repeats])?)?))
+            }
+            _ => Ok(Some(unfold(&y)?)),
         }
     }
 }

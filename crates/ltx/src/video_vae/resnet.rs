@@ -3,16 +3,35 @@
 use mlx::Array;
 
 use super::Noise;
-use super::conv::{CausalConv, Padding};
+use super::conv::{CausalConv, Padding, Past, Sight, take, wait};
 use crate::checkpoint::Weights;
 use crate::error::Result;
 use crate::nn::{self, Activation, Bias, Conv, Linear};
 
 /// What blocks need to know of the pass they run in.
 pub(super) struct Pass<'a, 'n> {
-    /// Whether convolutions look back only.
-    pub causal: bool,
+    pub sight: Sight,
     pub noise: &'a mut Noise<'n>,
+}
+
+/// What a block remembers of the frames before. Empty where none were.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// Of each convolution.
+    pub convs: [Past; 2],
+    /// Frames that the convolutions' results are to be added to.
+    pub waiting: Past,
+    /// The maps that are added after each convolution, the same for all frames. (height, width, 1)
+    noise: [Option<Array>; 2],
+    /// Frames have come out.
+    pub begun: bool,
+}
+
+impl Memory {
+    /// All that is kept in lazy arrays.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.convs.iter().chain([&self.waiting]).chain(&self.noise).flatten()
+    }
 }
 
 const EPS: f32 = 1e-8;
@@ -30,8 +49,8 @@ pub(super) fn modulate(x: &Array, shift: &Array, scale: &Array) -> mlx::Result<A
 /// Two convolutions beside a shortcut.
 #[derive(Clone, Debug)]
 pub(super) struct ResnetBlock {
-    conv1: CausalConv,
-    conv2: CausalConv,
+    pub conv1: CausalConv,
+    pub conv2: CausalConv,
     /// Strength of the noise added after each convolution, (channels).
     noise: Option<[Array; 2]>,
     /// Rows shift, scale, shift, scale; added to the timestep's embedding. (4, channels)
@@ -91,33 +110,65 @@ impl ResnetBlock {
         })
     }
 
-    /// (batch, frames, height, width, in) → (batch, frames, height, width, out). `timestep` is the embedding (1, 4 · in)
-    /// of a conditioned block.
-    pub fn forward(&self, x: &Array, timestep: Option<&Array>, pass: &mut Pass) -> Result<Array> {
+    /// Whether a frame's result depends on others than a few before and after it.
+    pub fn sees_everything(&self) -> bool {
+        self.shortcut.is_some()
+    }
+
+    /// (batch, frames, height, width, in) → what can be computed now of (batch, frames', height, width, out). `timestep` is
+    /// the embedding (1, 4 · in) of a conditioned block.
+    pub fn step(
+        &self,
+        x: &Array,
+        timestep: Option<&Array>,
+        memory: &mut Memory,
+        pass: &mut Pass,
+    ) -> Result<Option<Array>> {
         let rows = match (&self.table, timestep) {
             (Some(table), Some(timestep)) => Some(rows(table, timestep)?),
             _ => None,
         };
-        let shortcut = match &self.shortcut {
-            Some(shortcut) => &shortcut.forward(x)?,
-            None => x,
-        };
+        let Memory { convs, waiting, noise, .. } = memory;
+        match &self.shortcut {
+            Some(shortcut) => wait(waiting, &shortcut.forward(x)?)?,
+            None => wait(waiting, x)?,
+        }
         let mut y = x.clone();
         for (index, conv) in [&self.conv1, &self.conv2].into_iter().enumerate() {
             y = match &rows {
                 None => nn::silu_of_rms_norm(&y, EPS)?,
                 Some(rows) => nn::silu(&modulate(&pixel_norm(&y)?, &rows[2 * index], &rows[2 * index + 1])?)?,
             };
-            let onto = (index == 1 && self.noise.is_none()).then_some(shortcut);
-            y = conv.forward_onto(&y, pass.causal, onto)?;
+            let mut onto = |count| match index == 1 && self.noise.is_none() {
+                true => Ok(take(waiting, count)?),
+                false => Ok(None),
+            };
+            let Some(next) = conv.step_onto(&y, &mut convs[index], pass.sight, &mut onto)? else {
+                return Ok(None);
+            };
+            y = next;
             if let Some(strength) = &self.noise {
-                let (height, width) = (y.dim(2), y.dim(3));
-                let noise =
-                    (pass.noise)(&[height, width])?.astype(y.dtype())?.reshape(&[height, width, 1])?;
-                y = y.add(noise.multiply(&strength[index])?)?; // one map for all frames
+                let map = match &noise[index] {
+                    Some(map) => map.clone(),
+                    None => {
+                        let (height, width) = (y.dim(2), y.dim(3));
+                        (pass.noise)(&[height, width])?.astype(y.dtype())?.reshape(&[height, width, 1])?
+                    }
+                };
+                y = y.add(map.multiply(&strength[index])?)?; // one map for all frames
+                noise[index] = Some(map);
+            }
+            if index == 0 {
+                // What the second convolution needs comes after what only the first one did.
+                mlx::eval([&y].into_iter().chain(&convs[0]))?;
             }
         }
-        if self.noise.is_some() { Ok(shortcut.add(&y)?) } else { Ok(y) }
+        if self.noise.is_some()
+            && let Some(shortcut) = take(waiting, y.dim(1))?
+        {
+            y = shortcut.add(&y)?;
+        }
+        Ok(Some(y))
     }
 }
 
@@ -131,7 +182,7 @@ pub(super) fn rows(table: &Array, timestep: &Array) -> mlx::Result<Vec<Array>> {
 /// Several residual blocks of one width that share a timestep embedding.
 #[derive(Clone, Debug)]
 pub(super) struct MidBlock {
-    blocks: Vec<ResnetBlock>,
+    pub blocks: Vec<ResnetBlock>,
     /// (1, 4 · channels)
     timestep: Option<Array>,
 }
@@ -155,14 +206,23 @@ impl MidBlock {
         Ok(Self { blocks: (0..layers).map(block).collect::<Result<_>>()?, timestep })
     }
 
-    /// (batch, frames, height, width, channels), shape kept. Computed block by block, so that memory stays bounded.
-    pub fn forward(&self, x: &Array, pass: &mut Pass) -> Result<Array> {
-        let mut x = x.clone();
-        for block in &self.blocks {
-            x = block.forward(&x, self.timestep.as_ref(), pass)?;
-            x.eval()?;
+    /// Whether a frame's result depends on others than a few before and after it.
+    pub fn sees_everything(&self) -> bool {
+        self.blocks.iter().any(ResnetBlock::sees_everything)
+    }
+
+    /// (batch, frames, height, width, channels) → what can be computed now of (batch, frames', height, width, channels).
+    /// Computed block by block, so that memory stays bounded.
+    pub fn step(&self, mut x: Array, memories: &mut [Memory], pass: &mut Pass) -> Result<Option<Array>> {
+        for (block, memory) in self.blocks.iter().zip(memories) {
+            let y = block.step(&x, self.timestep.as_ref(), memory, pass)?;
+            mlx::eval(y.iter().chain(memory.arrays()))?;
+            match y {
+                Some(y) => x = y,
+                None => return Ok(None),
+            }
         }
-        Ok(x)
+        Ok(Some(x))
     }
 }
 

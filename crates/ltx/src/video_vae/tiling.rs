@@ -1,17 +1,19 @@
-//! Decoding a latent in overlapping tiles that are blended with linear ramps, so that a long or large clip never sits in
-//! memory whole.
+//! Decoding a latent in overlapping tiles that are blended with linear ramps, for pictures so large that what a decoder
+//! remembers of a few frames does not fit into memory. Length alone needs no tiles: a [`stream`](super::stream) is exact.
 //!
 //! Tiles, overlaps and ramps are those of the official code. Its weights are separable, so the division by their sum is
 //! done here once, on each axis' ramps.
 
 use std::ops::Range;
 
-use mlx::Array;
+use mlx::{Array, Dtype};
 
-use super::Scale;
+use super::{ConvDecoder, Scale};
+use crate::checkpoint::{Config, Weights};
 use crate::error::{Error, Result};
 
-/// Sizes and overlaps of tiles in pixels and frames; an axis without is decoded whole.
+/// Sizes and overlaps of tiles in pixels and frames; an axis without is decoded whole. Where there are several tiles across a
+/// picture, all frames of a temporal tile are in memory at once: then it should have a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// Height and width of a tile, and how much neighbours share, in pixels.
@@ -21,13 +23,62 @@ pub struct Tiling {
 }
 
 impl Tiling {
-    /// Everything in one piece.
+    /// The whole picture and the whole clip: the exact result, some frames at a time, in memory that does not grow with the
+    /// clip's length, and without computing anything twice.
     pub const OFF: Self = Self { spatial: None, temporal: None };
 
-    /// The official default, which clips smaller than a tile do not notice.
+    /// What the official code does by default. Pictures and clips smaller than a tile do not notice; in others frames near the
+    /// seams are blended from two tiles, neither of which sees beyond.
+    pub const OFFICIAL: Self = Self { spatial: Some((768, 64)), temporal: Some((80, 24)) };
+
+    /// What to use where nobody says otherwise.
     pub const fn auto() -> Self {
-        Self { spatial: Some((768, 64)), temporal: Some((80, 24)) }
+        Self::OFF
     }
+
+    /// Tiles of (height and width, what neighbours share) pixels.
+    pub const fn with_spatial(self, size: i32, overlap: i32) -> Self {
+        Self { spatial: Some((size, overlap)), ..self }
+    }
+
+    /// Tiles of (length, what neighbours share) frames.
+    pub const fn with_temporal(self, size: i32, overlap: i32) -> Self {
+        Self { temporal: Some((size, overlap)), ..self }
+    }
+
+    /// About how many bytes decoding a latent (frames, height, width) in such tiles takes at most, beside the weights of the
+    /// decoder, which are computed with as `dtype`, and the latent itself; rather more than less. `config` is the whole
+    /// configuration of the decoder's file. An error is where the configuration or the tiles cannot be used.
+    pub fn bytes(&self, config: &Config, dtype: Dtype, latent: [usize; 3]) -> Result<usize> {
+        ConvDecoder::load(&Weights::shapes(dtype), config)?.bytes(self, latent)
+    }
+
+    /// The sizes of the largest tile of a latent (frames, height, width).
+    pub(super) fn largest(&self, latent: [usize; 3], scale: Scale) -> Result<Largest> {
+        let [frames, height, width] = latent.map(|size| i32::try_from(size).unwrap_or(i32::MAX));
+        let frames = temporal(frames, self.temporal, scale.frames)?;
+        let (rows, columns) =
+            (spatial(height, self.spatial, scale.pixels)?, spatial(width, self.spatial, scale.pixels)?);
+        let longest = |spans: &[Span]| spans.iter().map(|span| span.latent.len()).max().unwrap_or(0);
+        let shared =
+            frames.windows(2).map(|pair| pair[0].latent.end - pair[1].latent.start).max().unwrap_or(0);
+        Ok(Largest {
+            tile: [longest(&frames), longest(&rows), longest(&columns)],
+            video: latent,
+            shared: shared as usize,
+            spatial: rows.len() > 1 || columns.len() > 1,
+        })
+    }
+}
+
+/// Sizes in latent elements: (frames, height, width).
+pub(super) struct Largest {
+    pub tile: [usize; 3],
+    pub video: [usize; 3],
+    /// Frames that neighbours share.
+    pub shared: usize,
+    /// A frame is made of several tiles.
+    pub spatial: bool,
 }
 
 /// One tile along one axis.
@@ -175,14 +226,13 @@ impl Plan {
         })
     }
 
-    /// The chunks that `decode` makes of latent tiles (1, channels, frames, height, width) → (frames, height, width, rgb).
-    pub fn decode<F: FnMut(&Array) -> Result<Array>>(self, decode: F) -> Chunks<F> {
-        Chunks { plan: self, decode, next: 0, carry: None }
+    /// The finished frames that `decoder` makes of the latent, piece by piece: each (frames, height, width, rgb).
+    pub fn decode<D: Decode>(self, decoder: D) -> Chunks<D> {
+        Chunks { plan: self, decoder, index: 0, tile: None, begun: 0, carry: None, shared: Vec::new() }
     }
 
     /// All frames of one temporal tile: (frames, height, width, rgb)
-    fn group(&self, frames: &Span, decode: &mut impl FnMut(&Array) -> Result<Array>) -> Result<Array> {
-        let latent = self.latent.slice(2, frames.latent.clone())?;
+    fn group(&self, latent: &Array, decoder: &mut impl Decode) -> Result<Array> {
         let down = Blend { spans: &self.rows, axis: 1 };
         let across = Blend { spans: &self.columns, axis: 2 };
         let (mut strips, mut above) = (Vec::new(), None);
@@ -190,8 +240,14 @@ impl Plan {
             let latent = latent.slice(3, rows.latent.clone())?;
             let (mut parts, mut left) = (Vec::new(), None);
             for (column, columns) in self.columns.iter().enumerate() {
-                let tile = decode(&latent.slice(4, columns.latent.clone())?)?;
-                let (part, right) = across.add(column, &tile, left.as_ref())?;
+                let mut tile = decoder.enter(&latent.slice(4, columns.latent.clone())?)?;
+                let mut pieces = Vec::new();
+                while let Some(piece) = decoder.next(&mut tile)? {
+                    pieces.push(piece);
+                }
+                let (part, right) = across.add(column, &joined(&pieces, 0)?, left.as_ref())?;
+                drop(pieces);
+                mlx::eval([&part].into_iter().chain(&right))?;
                 parts.push(part);
                 left = right;
             }
@@ -204,6 +260,18 @@ impl Plan {
     }
 }
 
+/// What makes pixels of a latent, some frames at a time.
+pub(super) trait Decode {
+    /// A latent on its way.
+    type Tile;
+
+    /// Begins with a latent (1, channels, frames, height, width).
+    fn enter(&mut self, latent: &Array) -> Result<Self::Tile>;
+
+    /// Its next frames (frames, height, width, rgb), unless there are no more.
+    fn next(&mut self, tile: &mut Self::Tile) -> Result<Option<Array>>;
+}
+
 fn joined(parts: &[Array], axis: i32) -> Result<Array> {
     match parts {
         [whole] => Ok(whole.clone()),
@@ -211,57 +279,128 @@ fn joined(parts: &[Array], axis: i32) -> Result<Array> {
     }
 }
 
-/// Finished frames, one chunk per temporal tile; an empty one where the next tile starts at the same frame. After an error
-/// there are no more.
-pub(super) struct Chunks<F> {
+/// Finished frames, in order, in pieces. After an error there are no more.
+pub(super) struct Chunks<D: Decode> {
     plan: Plan,
-    decode: F,
-    next: usize,
+    decoder: D,
+    /// The temporal tile, what is still to come of it, and how many frames came.
+    index: usize,
+    tile: Option<Tile<D::Tile>>,
+    begun: i32,
+    /// Earlier tiles' share in the frames from there on.
     carry: Option<Array>,
+    /// Its share in frames that the next tile has too.
+    shared: Vec<Array>,
 }
 
-impl<F: FnMut(&Array) -> Result<Array>> Chunks<F> {
-    fn chunk(&mut self, index: usize) -> Result<Array> {
-        let tile = self.plan.group(&self.plan.frames[index], &mut self.decode)?;
-        let along = Blend { spans: &self.plan.frames, axis: 0 };
-        let (finished, carry) = along.add(index, &tile, self.carry.as_ref())?;
-        mlx::eval([&finished].into_iter().chain(&carry))?;
-        self.carry = carry;
-        Ok(finished)
+/// A temporal tile on its way.
+enum Tile<T> {
+    /// As high and wide as the video.
+    Stream(T),
+    /// Made of smaller ones.
+    Whole(Option<Array>),
+}
+
+impl<D: Decode> Chunks<D> {
+    /// The next frames that are finished; nothing where none of a piece are, or its tile is over.
+    fn chunk(&mut self) -> Result<Option<Array>> {
+        let mut tile = match self.tile.take() {
+            Some(tile) => tile,
+            None => {
+                let latent = self.plan.latent.slice(2, self.plan.frames[self.index].latent.clone())?;
+                match (&self.plan.rows[..], &self.plan.columns[..]) {
+                    ([_], [_]) => Tile::Stream(self.decoder.enter(&latent)?),
+                    _ => Tile::Whole(Some(self.plan.group(&latent, &mut self.decoder)?)),
+                }
+            }
+        };
+        let frames = match &mut tile {
+            Tile::Stream(tile) => self.decoder.next(tile)?,
+            Tile::Whole(frames) => frames.take(),
+        };
+        if let Some(frames) = frames {
+            self.tile = Some(tile);
+            return self.blend(frames);
+        }
+        let shared = std::mem::take(&mut self.shared);
+        self.carry = if shared.is_empty() { None } else { Some(joined(&shared, 0)?) };
+        mlx::eval(&self.carry)?;
+        (self.index, self.begun) = (self.index + 1, 0);
+        Ok(None)
+    }
+
+    /// Adds what earlier tiles say of the next frames of this one, and keeps what a later one will say more of.
+    fn blend(&mut self, mut frames: Array) -> Result<Option<Array>> {
+        let [span, later @ ..] = &self.plan.frames[self.index..] else { return Ok(None) };
+        if self.plan.frames.len() == 1 {
+            return Ok(Some(frames));
+        }
+        let (begun, count) = (self.begun, frames.dim(0));
+        self.begun += count;
+        let share = &span.share[begun as usize..self.begun as usize];
+        frames = frames.multiply(Array::from_slice(share, &[count, 1, 1, 1])?)?;
+        if let Some(carry) = self.carry.take() {
+            let (length, met) = (carry.dim(0), carry.dim(0).min(count));
+            let sum = frames.slice(0, 0..met)?.add(carry.slice(0, 0..met)?)?;
+            frames = mlx::concatenate(&[&sum, &frames.slice(0, met..count)?], 0)?;
+            self.carry = (met < length).then(|| carry.slice(0, met..length)).transpose()?;
+        }
+        let finished = match later {
+            [] => count,
+            [next, ..] => (next.pixels.start - span.pixels.start - begun).clamp(0, count),
+        };
+        if finished < count {
+            self.shared.push(frames.slice(0, finished..count)?.contiguous()?);
+        }
+        frames = frames.slice(0, 0..finished)?;
+        mlx::eval([&frames].into_iter().chain(self.shared.last()))?;
+        Ok(Some(frames).filter(|_| finished > 0))
     }
 }
 
-impl<F: FnMut(&Array) -> Result<Array>> Iterator for Chunks<F> {
+impl<D: Decode> Iterator for Chunks<D> {
     type Item = Result<Array>;
 
-    fn next(&mut self) -> Option<Self::Item> {
-        let index = self.next;
-        if index == self.plan.frames.len() {
-            return None;
+    fn next(&mut self) -> Option<Result<Array>> {
+        while self.index < self.plan.frames.len() {
+            match self.chunk() {
+                Ok(None) => {}
+                Ok(Some(frames)) => return Some(Ok(frames)),
+                Err(error) => {
+                    self.index = self.plan.frames.len();
+                    return Some(Err(error));
+                }
+            }
         }
-        self.next += 1;
-        let chunk = self.chunk(index);
-        if chunk.is_err() {
-            self.next = self.plan.frames.len();
-        }
-        Some(chunk)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.plan.frames.len() - self.next;
-        (left, Some(left))
+        None
     }
 }
-
-impl<F: FnMut(&Array) -> Result<Array>> ExactSizeIterator for Chunks<F> {}
 
 #[cfg(test)]
 mod tests {
     use mlx::{Array, Dtype};
 
-    use super::{Plan, Scale, Tiling, temporal, trapezoid};
+    use super::{Decode, Plan, Scale, Tiling, temporal, trapezoid};
+    use crate::error::{Error, Result};
 
     const SCALE: Scale = Scale { frames: 4, pixels: 8 };
+
+    /// What a function makes of a latent, three frames at a time.
+    struct Slowly<F>(F);
+
+    impl<F: FnMut(&Array) -> Result<Array>> Decode for Slowly<F> {
+        type Tile = (Array, i32);
+
+        fn enter(&mut self, latent: &Array) -> Result<Self::Tile> {
+            Ok(((self.0)(latent)?, 0))
+        }
+
+        fn next(&mut self, (frames, at): &mut Self::Tile) -> Result<Option<Array>> {
+            let start = *at;
+            *at = frames.dim(0).min(start + 3);
+            Ok((start < *at).then(|| frames.slice(0, start..*at)).transpose()?)
+        }
+    }
 
     /// Every pixel is the latent element it belongs to, so that tiles know nothing of each other.
     fn nearest(latent: &Array) -> mlx::Result<Array> {
@@ -289,7 +428,8 @@ mod tests {
             for (index, temporal) in temporal.into_iter().enumerate() {
                 let tiling = Tiling { spatial: spatial[(index * 7 + 3) % spatial.len()], temporal };
                 let plan = Plan::new(&latent, &tiling, SCALE).unwrap();
-                let chunks: Vec<Array> = plan.decode(|tile| Ok(nearest(tile)?)).map(Result::unwrap).collect();
+                let chunks: Vec<Array> =
+                    plan.decode(Slowly(|tile: &Array| Ok(nearest(tile)?))).map(Result::unwrap).collect();
                 let joined = mlx::concatenate(&chunks.iter().collect::<Vec<_>>(), 0).unwrap();
                 assert_eq!(joined.shape(), whole.shape(), "{shape:?} {tiling:?}");
                 let worst = joined.subtract(&whole).unwrap().abs().unwrap();
@@ -303,9 +443,9 @@ mod tests {
     fn nothing_comes_after_an_error() {
         let latent = mlx::zeros(&[1, 1, 9, 1, 1], Dtype::F32).unwrap();
         let tiling = Tiling { spatial: None, temporal: Some((8, 0)) };
-        let mut chunks =
-            Plan::new(&latent, &tiling, SCALE).unwrap().decode(|_| Err(crate::Error::request("no", "never")));
-        assert_eq!(chunks.len(), 5);
+        let mut chunks = Plan::new(&latent, &tiling, SCALE)
+            .unwrap()
+            .decode(Slowly(|_: &Array| Err(Error::request("no", "never"))));
         assert!(chunks.next().unwrap().is_err());
         assert!(chunks.next().is_none());
     }

@@ -9,6 +9,7 @@ use super::generator::{Final, Generator, clamp};
 use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
 use crate::nn::Conv;
+use crate::overlap::{Piece, Reach, in_pieces};
 use crate::trace::Trace;
 
 /// The quietest magnitude that the logarithm sees.
@@ -75,20 +76,31 @@ impl Bandwidth {
         self.sample_rate
     }
 
-    /// Waveform (batch, samples, 2) → (batch, ratio · samples, 2) in [-1, 1].
-    pub(super) fn forward(&self, waveform: &Array, trace: &mut Trace) -> Result<Array> {
+    /// Waveform (batch, samples, 2) → (batch, ratio · samples, 2) in [-1, 1], `at_once` frames of the second generator at a
+    /// time.
+    pub(super) fn forward(&self, waveform: &Array, at_once: i32, trace: &mut Trace) -> Result<Array> {
         trace.record(|| "low_rate", || channels_first(waveform))?;
-        let samples = waveform.dim(1);
+        let (batch, samples) = (waveform.dim(0), waveform.dim(1));
         let missing = (self.hop - samples % self.hop) % self.hop;
         let x = waveform.pad(1, 0, missing, 0.0)?; // (batch, frames · hop, 2)
-        let mel = self.mel(&x)?; // (batch, 2, frames, bins)
-        trace.record(|| "bwe_mel", || Ok(mel.clone()))?;
-        let (batch, frames, bins) = (mel.dim(0), mel.dim(2), mel.dim(3));
-        let mel = mel.transpose(&[0, 2, 1, 3])?.reshape(&[batch, frames, 2 * bins])?;
-        let skip = self.resample.forward(&x)?;
-        trace.record(|| "skip", || channels_first(&skip))?;
-        let sum = clamp(&self.generator.forward(&mel)?.add(&skip)?)?;
-        let ratio = sum.dim(1) / x.dim(1);
+        let frames = x.reshape(&[batch, -1, self.hop, 2])?;
+        let Reach { before, after } = self.generator.reach();
+        let resampled = self.resample.reach() / self.hop + 1;
+        let reach =
+            Reach { before: (before + self.length / self.hop).max(resampled), after: after.max(resampled) };
+        let ratio = self.generator.samples_per_frame() / self.hop;
+        let sum = in_pieces(&frames, 1, at_once, reach, 1, |frames, Piece { own, seen }| {
+            let x = frames.reshape(&[batch, -1, 2])?;
+            let mel = self.mel(&x)?; // (batch, 2, frames, bins)
+            trace.record(|| "bwe_mel", || Ok(mel.clone()))?;
+            let (frames, bins) = (mel.dim(2), mel.dim(3));
+            let mel = mel.transpose(&[0, 2, 1, 3])?.reshape(&[batch, frames, 2 * bins])?;
+            let skip = self.resample.forward(&x)?;
+            trace.record(|| "skip", || channels_first(&skip))?;
+            let sum = clamp(&self.generator.piece(&mel)?.add(&skip)?)?;
+            let hop = self.hop * ratio;
+            Ok(sum.slice(1, (own.start - seen.start) * hop..(own.end - seen.start) * hop)?)
+        })?;
         Ok(sum.slice(1, 0..samples * ratio)?)
     }
 

@@ -38,6 +38,11 @@ impl Upsample {
         Ok(Self { phases, before: before as i32, after: after as i32 })
     }
 
+    /// How many inputs before and after its own an output sees.
+    pub(super) fn reach(&self) -> i32 {
+        self.before.max(self.after)
+    }
+
     /// A sinc in a Hann window, for resampling a waveform.
     pub(super) fn hann(ratio: usize, channels: i32) -> mlx::Result<Self> {
         const CROSSINGS: f64 = 6.0;
@@ -92,6 +97,9 @@ pub(super) struct AntiAliased {
 }
 
 impl AntiAliased {
+    /// How many samples before and after its own one sees, at most: half a filter's at twice the rate, twice.
+    pub(super) const REACH: i32 = (2 * TAPS / RATIO / 2) as i32 + 1;
+
     /// Reads filters and the logarithms of α and β at `weights`. Without `beta`, β is α.
     pub(super) fn load(weights: &Weights, channels: i32, beta: bool) -> Result<Self> {
         let filter = |path: &str| -> Result<[f32; TAPS]> {

@@ -7,6 +7,7 @@ use super::filter::AntiAliased;
 use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
 use crate::nn::{self, Bias, Conv, TransposedConv};
+use crate::overlap::{Piece, Reach, in_pieces};
 
 /// Kernel of the first and last convolution.
 const EDGE_KERNEL: i32 = 7;
@@ -97,7 +98,7 @@ struct Pair {
 impl Pair {
     fn forward(&self, x: &Array) -> mlx::Result<Array> {
         let y = self.convs[0].forward(&self.activations[0].forward(x)?, &self.settings[0])?;
-        self.convs[1].forward_onto(&self.activations[1].forward(&y)?, &self.settings[1], None, Some(x))
+        self.convs[1].forward_onto(&self.activations[1].forward(&y)?, &self.settings[1], Some(x))
     }
 }
 
@@ -192,8 +193,38 @@ impl Generator {
         self.samples_per_frame
     }
 
-    /// Mel (batch, frames, 2 · bins), side by side → waveform (batch, samples, 2).
-    pub(super) fn forward(&self, mel: &Array) -> Result<Array> {
+    /// How many mel frames a sample sees, to both sides.
+    pub(super) fn reach(&self) -> Reach {
+        let activation = if matches!(self.kind, Kind::Snake { .. }) { AntiAliased::REACH } else { 0 };
+        let edge = (EDGE_KERNEL - 1) / 2;
+        let (mut frames, mut rate) = (f64::from(edge), 1.0);
+        for stage in &self.stages {
+            let pair = |pair: &Pair| {
+                let convs = pair.settings.iter().flat_map(|settings| &settings.padding_low).sum::<i32>();
+                convs + 2 * activation
+            };
+            let block = |block: &Vec<Pair>| block.iter().map(pair).sum::<i32>();
+            frames += f64::from(stage.up.reach()) / rate;
+            rate *= f64::from(stage.up.stride());
+            frames += f64::from(stage.blocks.iter().map(block).max().unwrap_or(0)) / rate;
+        }
+        frames += f64::from(activation + edge) / rate;
+        Reach { before: frames.ceil() as i32, after: frames.ceil() as i32 }
+    }
+
+    /// Mel (batch, frames, 2 · bins), side by side → waveform (batch, samples, 2), `at_once` frames at a time.
+    pub(super) fn forward(&self, mel: &Array, at_once: i32) -> Result<Array> {
+        let samples = self.samples_per_frame;
+        in_pieces(mel, 1, at_once, self.reach(), 1, |mel, Piece { own, seen }| {
+            let waveform = self.piece(mel)?;
+            // Where a kernel and its rate are not both even or odd, there is a little more at the end.
+            let end = if own.end == seen.end { waveform.dim(1) } else { (own.end - seen.start) * samples };
+            Ok(waveform.slice(1, (own.start - seen.start) * samples..end)?)
+        })
+    }
+
+    /// Mel (batch, frames, 2 · bins), side by side → waveform (batch, samples, 2), at once.
+    pub(super) fn piece(&self, mel: &Array) -> Result<Array> {
         if mel.dim(2) != self.inputs {
             let problem =
                 format!("a mel spectrogram of {} bins per side, not {}", mel.dim(2) / 2, self.inputs / 2);

@@ -10,6 +10,7 @@ mod elementwise;
 mod fast;
 mod hostile;
 mod oracle;
+mod quantized;
 mod reductions;
 mod shapes;
 mod system;

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mlx::{Array, Dtype};
+use safetensors::Dtype as Stored;
 
 use super::keys::Names;
 use super::{Lora, Module};
 use crate::checkpoint::header::dtype;
-use crate::checkpoint::{Checkpoint, Component, File};
+use crate::checkpoint::{Checkpoint, Component, File, TensorInfo};
 use crate::error::{Error, Result};
 use crate::nn::Linear;
 
@@ -25,6 +26,8 @@ pub struct Matches {
     pub matched: BTreeMap<&'static str, usize>,
     /// Names, in the LoRA, of updates for weights that the model does not have.
     pub unmatched: Vec<String>,
+    /// How many of those weights are packed or 8-bit floats.
+    pub packed: usize,
     /// Updates for weights of another shape.
     pub misfits: Vec<Misfit>,
     /// (full key in the model, place in the LoRA)
@@ -79,15 +82,18 @@ impl Lora {
                 let problem = format!("and {other} both change {key}");
                 return Err(Error::file(self.path(), &module.name, problem, super::DAMAGED));
             }
-            if info.shape != module.shape {
-                let (name, model) = (module.name.clone(), info.shape.clone());
+            let shape = stands_for(file, key, info, module.shape)?;
+            if shape != module.shape {
+                let (name, model) = (module.name.clone(), shape);
                 matches.misfits.push(Misfit { name, shape: module.shape, model });
                 continue;
             }
-            if !matches!(dtype(info), Some(Dtype::Bf16 | Dtype::F16 | Dtype::F32)) {
-                let problem = format!("is stored as {:?}, to which a LoRA cannot be added yet", info.dtype);
+            let packed = matches!(info.dtype, Stored::U32 | Stored::F8_E4M3 | Stored::F8_E5M2);
+            if !packed && !matches!(dtype(info), Some(Dtype::Bf16 | Dtype::F16 | Dtype::F32)) {
+                let problem = format!("is stored as {:?}, to which no LoRA can be added", info.dtype);
                 return Err(Error::file(file.path(), key, problem, "use the bf16 model with LoRAs"));
             }
+            matches.packed += usize::from(packed);
             *matches.matched.entry(component.name()).or_default() += 1;
             matches.fits.push((key.clone(), index));
         }
@@ -117,6 +123,20 @@ impl Lora {
         }
         Ok(matches)
     }
+}
+
+/// The shape of the weight that a tensor stands for. Of a packed one that says nothing of its packing, `wanted` if it may be
+/// that.
+fn stands_for(file: &File, key: &str, info: &TensorInfo, wanted: [usize; 2]) -> Result<Vec<usize>> {
+    if info.dtype != Stored::U32 {
+        return Ok(info.shape.clone());
+    }
+    if let Some(shape) = file.layout()?.shape(file, key)? {
+        return Ok(shape.to_vec());
+    }
+    let wide = wanted.map(|size| i32::try_from(size).unwrap_or(0));
+    let fits = file.layout()?.packing(file, key, wide).is_ok();
+    Ok(if fits { wanted.to_vec() } else { info.shape.clone() })
 }
 
 /// Updates of weights, by the weights' full keys.

@@ -23,6 +23,14 @@ pub fn merge(
     let [file] = checkpoint.files() else {
         return Err(Error::file(model, "", "is a folder of several models", "give the file to merge into"));
     };
+    if let Some((key, info)) =
+        file.tensors().find(|(_, info)| info.dtype.bitsize() < 16 && info.shape.len() == 2)
+    {
+        let problem = format!("is {:?}: merging would round what was rounded already", info.dtype);
+        let remedy =
+            "merge into the bf16 model, then pack that with `ltx quantize`; or give the LoRA with --lora";
+        return Err(Error::file(file.path(), key, problem, remedy));
+    }
     let mut fusion = Fusion::default();
     let mut all = Vec::new();
     for (lora, strength) in loras {
