@@ -268,7 +268,8 @@ impl Plan<'_> {
             let keeper = Keeper { saved: self.saved.as_ref(), place: &place };
             let latents = made.run(dit, text, noise, moment.take(), keeper, progress)?;
             if let Some(streamed) = dit.streaming() {
-                progress.report(Event::Streamed(streamed))?;
+                // Whether to stop is asked at every step.
+                let _ = progress.event(Event::Streamed(streamed));
             }
             sound = sound.or_else(|| latents.audio.clone().filter(|_| self.recipe.keeps_first_sound()));
             if let Some(saved) = self.saved.as_ref().filter(|_| stage + 1 < self.steps.len()) {
