@@ -139,8 +139,11 @@ fn what_came_before_may_be_given_apart() {
     let axes = vec![continued(axis(7, 3, 2, 1, 0, 1)), axis(5, 3, 1, 1, 1, 1), axis(6, 3, 1, 1, 1, 1)];
     let shape = ConvShape { batch: 2, axes, inputs: 11, outputs: 18, groups: 1 };
     let slice = 5 * 6 * 11;
-    let values = Data::new(2 * 7 * slice, 1, false).floats();
-    let weight = Data::new(18 * 27 * 11, 2, false).floats();
+    let floats = |len: usize, seed: u32| -> Vec<f32> {
+        let data = Data::new(len, seed, false);
+        (0..len).map(|index| data.get(index) as f32).collect()
+    };
+    let (values, weight) = (floats(2 * 7 * slice, 1), floats(18 * 27 * 11, 2));
     let epilogue = Epilogue::default();
     let run = |x: &[f32], past: Option<&[f32]>, shape: &ConvShape, len: usize| {
         let mut out = vec![0.0f32; len];
