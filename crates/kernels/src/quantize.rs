@@ -302,7 +302,7 @@ fn number(values: Values<'_>, index: usize) -> f32 {
     }
 }
 
-/// out = table[codes]
+/// `out = table[codes]`
 pub fn look_up(codes: &[u8], table: &[half::bf16; 256], out: &mut [half::bf16]) -> Result<(), Error> {
     fits("out", out.len(), &[codes.len()])?;
     let len = codes.len();

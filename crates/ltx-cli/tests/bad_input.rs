@@ -173,7 +173,7 @@ fn files_that_do_not_fit_are_named() {
         &["noise", "shape"],
     );
     check(&["--gemma", &gemma, "--stg-blocks", "28"], 2, &["block 28", "3 blocks"]);
-    check(&["--gemma", &gemma, "--save-latents", "/nowhere/latents"], 1, &["/nowhere/latents"]);
+    check(&["--gemma", &gemma, "--save-latents", "/nowhere/latents"], 1, &["/nowhere", "folder"]);
     let upsampler = path("upsamplers/2.3-spatial-x2.safetensors");
     let mut alone = ltx(&["generate", "a boat", "--gemma", &gemma, "--quiet", "--model", &upsampler]);
     alone.args(["--output", "/tmp/never.mp4"]);
