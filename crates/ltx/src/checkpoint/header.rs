@@ -1,5 +1,6 @@
-//! One memory-mapped safetensors file: its header, checked, and its tensors' bytes.
+//! One memory-mapped file, safetensors or GGUF: its header, checked, and its tensors' bytes.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -9,19 +10,23 @@ use std::sync::{Arc, OnceLock};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use mlx::{Array, Dtype};
 use safetensors::SafeTensors;
-use safetensors::tensor::Metadata;
 
 pub use safetensors::tensor::TensorInfo;
 
+use super::gguf::{self, Kind};
 use super::packs::Layout;
 use crate::error::{Error, Result};
 
-/// An open safetensors file.
+/// An open safetensors or GGUF file.
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
     map: Arc<Mmap>,
-    metadata: Metadata,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+    /// Of a GGUF file: how tensors are quantized, which stand for f32.
+    quantized: BTreeMap<String, Kind>,
+    is_gguf: bool,
     /// Offset of the first tensor's first byte.
     data: usize,
     /// How weights are packed, once somebody has asked.
@@ -41,12 +46,15 @@ impl File {
         };
         // Asked before it is opened: a pipe would not open until somebody writes to it.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(Error::file(path, "", "is not a file", "give a .safetensors file"));
+            return Err(Error::file(path, "", "is not a file", "give a .safetensors or a .gguf file"));
         }
         let file = std::fs::File::open(path).map_err(io)?;
         // SAFETY: the map is read-only and private to this process. Another process that truncates the file while we
         // read it would raise SIGBUS, which no mapping can rule out; model files are not written to while in use.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        if map.starts_with(gguf::MAGIC) {
+            return Self::gguf(path, map);
+        }
         let (size, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             let problem = match error {
                 safetensors::SafeTensorError::MetadataIncompleteBuffer => {
@@ -56,7 +64,41 @@ impl File {
             };
             Error::file(path, "", problem, "download it again, and check that it is a .safetensors file and not a web page or a Git LFS pointer")
         })?;
-        Ok(Self { path: path.into(), map: Arc::new(map), metadata, data: size + 8, layout: OnceLock::new() })
+        let tensors = metadata.tensors().into_iter().map(|(key, info)| (key, info.clone())).collect();
+        Ok(Self {
+            path: path.into(),
+            map: Arc::new(map),
+            tensors,
+            metadata: metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            quantized: BTreeMap::new(),
+            is_gguf: false,
+            data: size + 8,
+            layout: OnceLock::new(),
+        })
+    }
+
+    fn gguf(path: &Path, map: Mmap) -> Result<Self> {
+        let gguf::Head { tensors, quantized, metadata, data } =
+            gguf::read(&map).map_err(|(key, problem)| {
+                Error::file(
+                    path,
+                    key,
+                    problem,
+                    "download it again, or use the Q8_0, Q4_K or Q6_K file of the same model",
+                )
+            })?;
+        let (path, map, layout) = (path.into(), Arc::new(map), OnceLock::new());
+        Ok(Self { path, map, tensors, metadata, quantized, is_gguf: true, data, layout })
+    }
+
+    /// Whether it is a GGUF file, of which nothing else is made.
+    pub(crate) fn is_gguf(&self) -> bool {
+        self.is_gguf
+    }
+
+    /// How a GGUF file's tensor is quantized, if it is.
+    pub(super) fn quantized(&self, key: &str) -> Option<Kind> {
+        self.quantized.get(key).copied()
     }
 
     /// Where it is.
@@ -66,24 +108,22 @@ impl File {
 
     /// Its tensors, with dtype, shape and place, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (String, &TensorInfo)> {
-        let mut tensors: Vec<_> = self.metadata.tensors().into_iter().collect();
-        tensors.sort_by(|a, b| a.0.cmp(&b.0));
-        tensors.into_iter()
+        self.tensors.iter().map(|(key, info)| (key.clone(), info))
     }
 
     /// One tensor's dtype, shape and place.
     pub fn info(&self, key: &str) -> Option<&TensorInfo> {
-        self.metadata.info(key)
+        self.tensors.get(key)
     }
 
     /// An entry of the header's `__metadata__`.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+        self.metadata.get(key).map(String::as_str)
     }
 
     /// All entries of the header's `__metadata__`.
     pub fn all_metadata(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.metadata.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
+        self.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// The model's configuration: `__metadata__["config"]`, parsed.
@@ -93,7 +133,11 @@ impl File {
                 &self.path,
                 "__metadata__.config",
                 "is missing",
-                "use the official file: a converted one without its configuration cannot be read",
+                if self.is_gguf {
+                    "GGUF holds no configuration: give a safetensors file of the same model whose header has it, such as the text connectors' or the VAE's, with another --model"
+                } else {
+                    "use the official file: a converted one without its configuration cannot be read"
+                },
             )
         })?;
         serde_json::from_str(text).map_err(|error| {
@@ -203,6 +247,19 @@ impl File {
         let shape = shape
             .ok_or_else(|| Error::file(&self.path, key, format!("has shape {:?}", info.shape), remedy))?;
         let (start, end) = info.data_offsets;
+        if let Some(kind) = self.quantized(key) {
+            let count = i32::try_from(end - start)
+                .map_err(|_| Error::file(&self.path, key, "is larger than 2 GiB", "use the official file"))?;
+            let codes = Array::borrowed(
+                self.map.clone(),
+                |map| &map[self.data + start..self.data + end],
+                &[count],
+                Dtype::U8,
+            )?;
+            return Ok(mlx::custom(&[&codes], &shape, Dtype::F32, move |inputs, output| {
+                kind.dequantize(inputs[0].values()?, output.values()?)
+            })?);
+        }
         Ok(Array::borrowed(self.map.clone(), |map| &map[self.data + start..self.data + end], &shape, dtype)?)
     }
 }

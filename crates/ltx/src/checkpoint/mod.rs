@@ -1,10 +1,11 @@
 //! Files on disk → named tensors and configuration.
 //!
-//! Official safetensors files are read as they are: memory-mapped, with their own keys and the configuration in their
+//! Official safetensors files, and GGUF files made of them, are read as they are: memory-mapped, with their own keys and the configuration in their
 //! own header. Nothing here knows what a tensor means; `component` knows which keys belong to which network.
 
 mod component;
 mod config;
+mod gguf;
 mod header;
 pub mod lora;
 pub mod packs;

@@ -30,6 +30,10 @@ pub struct GemmaFolder {
 impl GemmaFolder {
     /// Opens the folder of a Gemma 3 model.
     pub fn open(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|ending| ending == "gguf") {
+            let remedy = "give the Hugging Face folder of Gemma 3, which `ltx quantize` can pack";
+            return Err(Error::file(path, "", "is GGUF, which is read for the transformer only", remedy));
+        }
         if !path.is_dir() {
             return Err(Error::file(
                 path,

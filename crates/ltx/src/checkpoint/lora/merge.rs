@@ -23,6 +23,10 @@ pub fn merge(
     let [file] = checkpoint.files() else {
         return Err(Error::file(model, "", "is a folder of several models", "give the file to merge into"));
     };
+    if file.is_gguf() {
+        let remedy = "merge into the bf16 safetensors model, or give the LoRA with --lora";
+        return Err(Error::file(file.path(), "", "is GGUF, which is not written", remedy));
+    }
     if let Some((key, info)) =
         file.tensors().find(|(_, info)| info.dtype.bitsize() < 16 && info.shape.len() == 2)
     {

@@ -150,6 +150,9 @@ impl Work {
     fn new(files: &[Arc<File>], packing: Packing) -> Result<Self> {
         let keys = || files.iter().flat_map(|file| file.tensors());
         for file in files {
+            if file.is_gguf() {
+                return Err(Error::file(file.path(), "", "is GGUF", "give the bf16 or fp8 model"));
+            }
             if let Some((key, _)) = file.tensors().find(|(_, info)| info.dtype == Stored::U32) {
                 return Err(Error::file(file.path(), key, "is packed already", "give the bf16 or fp8 model"));
             }
