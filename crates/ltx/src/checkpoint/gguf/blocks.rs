@@ -43,7 +43,7 @@ impl Kind {
     /// The values of whole blocks.
     pub fn dequantize(self, bytes: &[u8], values: &mut [f32]) -> Result<(), String> {
         let (block, size) = self.block();
-        if bytes.len() / size != values.len() / block || values.len() % block != 0 {
+        if bytes.len() / size != values.len() / block || !values.len().is_multiple_of(block) {
             return Err(format!("{} bytes are not {} values of {self:?}", bytes.len(), values.len()));
         }
         let blocks = bytes.chunks_exact(size).zip(values.chunks_exact_mut(block));
