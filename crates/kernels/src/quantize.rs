@@ -75,7 +75,7 @@ fn quantize_typed<T: Element>(weight: &[T], packing: Packing, part: PartMut<'_>)
 }
 
 /// Calls `work` with every group of `from` and its part of `to`.
-fn each<T: Element, U: Send>(
+pub(crate) fn each<T: Sync, U: Send>(
     from: &[T],
     group: usize,
     to: &mut [U],

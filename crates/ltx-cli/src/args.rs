@@ -178,8 +178,8 @@ pub struct Generate {
     /// program, where it was built with one]
     #[arg(short, long, value_name = "PATH", visible_aliases = ["weights", "checkpoint-path"], alias = "distilled-checkpoint-path")]
     pub model: Vec<PathBuf>,
-    /// Folder of the Gemma 3 text encoder [default: weights/gemma-3-12b, or the downloaded one]
-    #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
+    /// Folder of the Gemma 3 text encoder, or its GGUF file [default: weights/gemma-3-12b, or the downloaded one]
+    #[arg(long, value_name = "PATH", aliases = ["gemma-path", "gemma-root"])]
     pub gemma: Option<PathBuf>,
     /// Latent upsampler x2, for two-stage recipes [default: the downloaded one, for a model that is given by name]
     #[arg(long, value_name = "FILE", aliases = ["spatial-upsampler-path", "upsampler"])]
@@ -411,8 +411,8 @@ pub struct Enhance {
     /// The idea
     #[arg(value_name = "PROMPT")]
     pub prompt: String,
-    /// Folder of the instruction-tuned Gemma 3 [default: weights/gemma-3-12b, or the downloaded one]
-    #[arg(long, value_name = "DIR", aliases = ["gemma-path", "gemma-root"])]
+    /// Folder of the instruction-tuned Gemma 3, or its GGUF file [default: weights/gemma-3-12b, or the downloaded one]
+    #[arg(long, value_name = "PATH", aliases = ["gemma-path", "gemma-root"])]
     pub gemma: Option<PathBuf>,
     /// The clip will begin with a picture, which Gemma does not see
     #[arg(long, alias = "i2v")]
@@ -438,6 +438,9 @@ pub struct Enhance {
     /// Pack Gemma's large matrices while they are read, to use less memory
     #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
     pub quantize: QuantizeChoice,
+    /// Read Gemma layer by layer, for every word anew, instead of keeping it in memory
+    #[arg(long)]
+    pub stream: bool,
     /// Print the prompt and errors only
     #[arg(short, long)]
     pub quiet: bool,

@@ -29,7 +29,8 @@ pub fn run(arguments: &Enhance) -> Result<()> {
         ..Sampling::enhancement(arguments.seed)
     };
     let folder = GemmaFolder::open(&crate::models::needed_gemma(arguments.gemma.as_deref())?)?
-        .packed_as(arguments.quantize.packing());
+        .packed_as(arguments.quantize.packing())
+        .kept(crate::generate::residency(arguments.stream));
     let mut terminal = Terminal::new(arguments.quiet);
     let dtype = crate::dtype(arguments.dtype);
     let text = enhance(&folder, dtype, &arguments.prompt, scene, &sampling, &mut terminal)?;
@@ -44,7 +45,7 @@ pub fn replace_prompt(request: &mut Request, terminal: &mut Terminal) -> Result<
         return Err(Error::request("--enhance-prompt needs a prompt and --gemma", "give both"));
     };
     let sampling = Sampling::enhancement(request.seed);
-    let folder = GemmaFolder::open(gemma)?.packed_as(request.quantize);
+    let folder = GemmaFolder::open(gemma)?.packed_as(request.quantize).kept(request.residency);
     let scene = if request.images.is_empty() { Scene::Text } else { Scene::Image };
     let text = enhance(&folder, request.dtype, prompt, scene, &sampling, terminal)?;
     sayln!("prompt: {text}");

@@ -29,7 +29,7 @@ pub struct Inspection {
 pub struct Part {
     /// Its name.
     pub name: String,
-    /// The file, or the folder of a text encoder.
+    /// The file, or the folder or file of a text encoder.
     pub file: PathBuf,
     /// Numbers in its tensors.
     pub parameters: u64,
@@ -51,7 +51,7 @@ pub struct Part {
 pub fn inspect<P: AsRef<Path>>(paths: &[P]) -> Result<Inspection> {
     let (mut parts, mut models) = (Vec::new(), Vec::new());
     for path in paths.iter().map(AsRef::as_ref) {
-        if path.join("config.json").is_file() { parts.push(text_encoder(path)?) } else { models.push(path) }
+        if GemmaFolder::is_at(path) { parts.push(text_encoder(path)?) } else { models.push(path) }
     }
     let checkpoint = Checkpoint::open(&models)?;
     for component in Component::ALL {
@@ -158,7 +158,8 @@ fn count(name: &str, path: &Path, files: &[(&File, &str)], owns: impl Fn(&str) -
 /// How many numbers a tensor stands for and how it holds them; none for the scales and biases of a packed weight.
 fn numbers(file: &File, key: &str, info: &TensorInfo) -> Option<(u64, String)> {
     let product = |shape: &[usize]| shape.iter().map(|&size| size as u64).product::<u64>();
-    let own = (product(&info.shape), format!("{:?}", info.dtype));
+    let dtype = file.quantized(key).map_or(format!("{:?}", info.dtype), |kind| kind.name().into());
+    let own = (product(&info.shape), dtype);
     let is_packed = |info: &TensorInfo| info.dtype == safetensors::Dtype::U32;
     if is_packed(info) {
         let layout = file.layout().ok()?;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use ltx::Error;
-use ltx::checkpoint::{File, Unread};
+use ltx::checkpoint::{File, Residency, Unread};
 use ltx::text::{Gemma, GemmaFolder, Sampling, Scene, enhance};
 use mlx::Dtype;
 
@@ -64,6 +64,23 @@ fn the_same_seed_writes_the_same_text() {
         if done == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(stopped, Err(Error::Cancelled)));
+}
+
+/// Each layer keeps what it remembers while its weights come and go.
+#[test]
+fn streamed_layers_write_the_same_text() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let write = |residency| {
+            let silent = &mut |_| ControlFlow::Continue(());
+            let sampling = Sampling { max_tokens: 15, ..Sampling::enhancement(11) };
+            enhance(&folder().kept(residency), dtype, "slow zoom", Scene::Text, &sampling, silent).unwrap()
+        };
+        let resident = write(Residency::Resident);
+        assert!(resident.len() > 5, "{resident}");
+        for ahead in [0, 1, 9] {
+            assert_eq!(resident, write(Residency::Streaming { ahead }), "{dtype}, {ahead} ahead");
+        }
+    }
 }
 
 #[test]

@@ -2,19 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::{Path, PathBuf};
+mod tiny;
 
-use ltx::checkpoint::{Checkpoint, Component};
+use ltx::checkpoint::{Checkpoint, Component, Residency};
 use ltx::dit::{Conditions, Dit, Input, Pass};
 use ltx::shape::Modality;
 use ltx::text::{Gemma, GemmaFolder};
 use ltx::trace::Trace;
 use ltx::verify::Golden;
 use mlx::{Array, Dtype};
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
-}
+use tiny::fixtures;
 
 fn checkpoint(generation: &str) -> Checkpoint {
     Checkpoint::open(&[fixtures().join(generation).join("model.safetensors")]).unwrap()
@@ -34,6 +31,23 @@ fn peaks_are_bounded() {
     mlx::device::set(mlx::device::Device::Cpu).unwrap();
     a_layer_of_gemma_grows_with_its_tokens();
     a_block_of_the_transformer_grows_with_its_tokens();
+    quantized_weights_stay_small();
+}
+
+/// A transformer of 8.5 bits a value or less on average, and the same in 16.
+fn quantized_weights_stay_small() {
+    let kept = |names: &[&str]| {
+        let paths: Vec<_> = names.iter().map(|name| fixtures().join("gguf").join(name)).collect();
+        let before = mlx::memory::active();
+        let checkpoint = Checkpoint::open(&paths).unwrap();
+        let (network, _) = tiny::run(&checkpoint, Dtype::Bf16, Residency::Resident);
+        let kept = mlx::memory::active() - before;
+        drop(network);
+        kept
+    };
+    let (whole, quantized) = (kept(&["dit.safetensors"]), kept(&["dit.gguf", "config.safetensors"]));
+    println!("{quantized} bytes, {whole} whole");
+    assert!(10 * quantized < 6 * whole, "{quantized} bytes, and {whole} whole");
 }
 
 /// Four times the tokens: about four times the memory, not sixteen times.

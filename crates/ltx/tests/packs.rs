@@ -2,19 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod tiny;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ltx::checkpoint::lora::Lora;
 use ltx::checkpoint::{Checkpoint, Component, File, Residency, Unread, Weights, packs};
-use ltx::dit::{Conditions, Dit, Input, Pass};
+use ltx::dit::Dit;
 use ltx::nn::{Packed, Packing, Weight};
-use ltx::shape::Modality;
 use ltx::text::{Gemma, GemmaFolder};
-use ltx::trace::Trace;
-use ltx::verify::Golden;
-use mlx::{Array, Dtype};
+use mlx::Dtype;
+use tiny::{bits, fixtures, floats, lora_for_packs, open, relative, velocities};
 
 const PACKINGS: [(&str, Packing); 6] = [
     ("affine_4_32", Packing::Affine { bits: 4, group: 32 }),
@@ -32,17 +32,8 @@ fn alone() -> MutexGuard<'static, ()> {
     KERNELS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
-}
-
 fn model(name: &str) -> PathBuf {
     fixtures().join("packs").join(name)
-}
-
-fn open(path: &Path) -> Checkpoint {
-    mlx::device::set(mlx::device::Device::Cpu).unwrap();
-    Checkpoint::open(&[path]).unwrap()
 }
 
 /// All tensors of a file, at its root.
@@ -53,64 +44,8 @@ fn weights(path: &Path) -> Weights {
     Weights::new(vec![file], "", Dtype::Bf16, keys)
 }
 
-fn floats(array: &Array) -> Vec<f32> {
-    array.astype(Dtype::F32).unwrap().to_f32().unwrap()
-}
-
-fn bits(array: &Array) -> Vec<u32> {
-    floats(array).into_iter().map(f32::to_bits).collect()
-}
-
 fn silent(_: ltx::progress::Event) -> ControlFlow<()> {
     ControlFlow::Continue(())
-}
-
-/// Numbers of no pattern between −1 and 1.
-fn noise(shape: &[i32]) -> Array {
-    let mut state = 9u32;
-    let values: Vec<f32> = (0..shape.iter().product::<i32>())
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect();
-    Array::from_slice(&values, shape).unwrap()
-}
-
-/// Video and audio velocities of the packed fixtures' model.
-fn velocities(checkpoint: &Checkpoint, dtype: Dtype, residency: Residency) -> [Vec<f32>; 2] {
-    let (weights, config) = checkpoint.component(Component::Dit, dtype).unwrap();
-    let dit = Dit::load(&weights.clone().kept(residency), &config).unwrap();
-    weights.finish(Unread::Refuse).unwrap();
-    let golden = Golden::open(&fixtures().join("goldens/2.3-dit-t2v.safetensors")).unwrap();
-    let given = [(Modality::Video, 64), (Modality::Audio, 32)].map(|(modality, width)| {
-        let array = |name: &str| golden.array(&format!("in.{modality}_{name}")).unwrap();
-        let inputs = ["latent", "timesteps", "sigma", "positions"].map(array);
-        let context = noise(&[1, 128, width]);
-        let conditions = Conditions {
-            positions: &inputs[3],
-            context: &context,
-            attention_mask: None,
-            keyframes_mask: None,
-        };
-        let prepared = dit.prepare(modality, &conditions).unwrap();
-        (inputs, prepared)
-    });
-    let [video, audio] = given
-        .each_ref()
-        .map(|([latent, timesteps, sigma, _], prepared)| Some(Input { latent, timesteps, sigma, prepared }));
-    let pass = Pass { video, audio, perturbations: Vec::new() };
-    dit.forward(&pass, &mut Trace::off()).unwrap();
-    let (video, audio) = dit.forward(&pass, &mut Trace::off()).unwrap();
-    [floats(&video.unwrap()), floats(&audio.unwrap())]
-}
-
-/// |a − b| / |b|
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let norm =
-        |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
 }
 
 #[test]
@@ -355,21 +290,6 @@ fn loras_change_packed_weights() {
         let before = relative(&velocities(&checkpoint, Dtype::F32, Residency::Resident)[0], &plain[0]);
         assert!(loss < 4.0 * before && loss < 0.5 * strength, "{name}: {loss}, {before} without, {strength}");
     }
-}
-
-/// A LoRA for one layer of the fixtures' model, that changes it by much.
-fn lora_for_packs() -> PathBuf {
-    let path = std::env::temp_dir().join(format!("ltx-packs-lora-{}.safetensors", std::process::id()));
-    let factors = [("lora_A", noise(&[4, 64])), ("lora_B", noise(&[256, 4]))].map(|(name, factor)| {
-        let shape: Vec<usize> = factor.shape().iter().map(|&size| size as usize).collect();
-        (format!("diffusion_model.transformer_blocks.0.ff.net.0.proj.{name}.weight"), shape, floats(&factor))
-    });
-    let views = factors.each_ref().map(|(name, shape, values)| {
-        let bytes = bytemuck::cast_slice(values);
-        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
-    });
-    safetensors::serialize_to_file(views, None, &path).unwrap();
-    path
 }
 
 /// The pack with its header's text changed.

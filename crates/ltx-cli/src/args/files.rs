@@ -12,8 +12,8 @@ pub struct EncodeText {
     /// What the clip shows and how it sounds
     #[arg(value_name = "PROMPT")]
     pub prompt: String,
-    /// Folder of the Gemma 3 text encoder [default: weights/gemma-3-12b, or the downloaded one]
-    #[arg(long, value_name = "DIR", visible_alias = "gemma-path", alias = "gemma-root")]
+    /// Folder of the Gemma 3 text encoder, or its GGUF file [default: weights/gemma-3-12b, or the downloaded one]
+    #[arg(long, value_name = "PATH", visible_alias = "gemma-path", alias = "gemma-root")]
     pub gemma: Option<PathBuf>,
     /// Model files, a folder of them, or a name: the text projection and the connectors are read [default:
     /// weights/ltx-2/ltx-2-19b-distilled.safetensors, if it is there]

@@ -13,9 +13,10 @@ use safetensors::SafeTensors;
 
 pub use safetensors::tensor::TensorInfo;
 
-use super::gguf::{self, Kind};
+use super::gguf;
 use super::packs::Layout;
 use crate::error::{Error, Result};
+use crate::nn::{self, Ggml};
 
 /// An open safetensors or GGUF file.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub struct File {
     tensors: BTreeMap<String, TensorInfo>,
     metadata: BTreeMap<String, String>,
     /// Of a GGUF file: how tensors are quantized, which stand for f32.
-    quantized: BTreeMap<String, Kind>,
+    quantized: BTreeMap<String, Ggml>,
     is_gguf: bool,
     /// Offset of the first tensor's first byte.
     data: usize,
@@ -84,7 +85,7 @@ impl File {
                     path,
                     key,
                     problem,
-                    "download it again, or use the Q8_0, Q4_K or Q6_K file of the same model",
+                    "download it again, or use the Q8_0, Q6_K or Q4_K_M file of the same model",
                 )
             })?;
         let (path, map, layout) = (path.into(), Arc::new(map), OnceLock::new());
@@ -97,7 +98,7 @@ impl File {
     }
 
     /// How a GGUF file's tensor is quantized, if it is.
-    pub(super) fn quantized(&self, key: &str) -> Option<Kind> {
+    pub(crate) fn quantized(&self, key: &str) -> Option<Ggml> {
         self.quantized.get(key).copied()
     }
 
@@ -246,21 +247,25 @@ impl File {
             info.shape.iter().map(|&size| i32::try_from(size).ok().filter(|&size| size > 0)).collect();
         let shape = shape
             .ok_or_else(|| Error::file(&self.path, key, format!("has shape {:?}", info.shape), remedy))?;
-        let (start, end) = info.data_offsets;
         if let Some(kind) = self.quantized(key) {
-            let count = i32::try_from(end - start)
-                .map_err(|_| Error::file(&self.path, key, "is larger than 2 GiB", "use the official file"))?;
-            let codes = Array::borrowed(
-                self.map.clone(),
-                |map| &map[self.data + start..self.data + end],
-                &[count],
-                Dtype::U8,
-            )?;
-            return Ok(mlx::custom(&[&codes], &shape, Dtype::F32, move |inputs, output| {
-                kind.dequantize(inputs[0].values()?, output.values()?)
-            })?);
+            let codes = self.codes(key, info, kind.block().1)?; // (blocks, bytes)
+            return Ok(nn::blocks(&codes, kind, &shape, Dtype::F32)?);
         }
+        let (start, end) = info.data_offsets;
         Ok(Array::borrowed(self.map.clone(), |map| &map[self.data + start..self.data + end], &shape, dtype)?)
+    }
+}
+
+impl File {
+    /// The bytes of a quantized tensor's blocks, so many in a row: (rows, bytes), u8.
+    pub(super) fn codes(&self, key: &str, info: &TensorInfo, row: usize) -> Result<Array> {
+        let (start, end) = info.data_offsets;
+        let sizes = (end - start).checked_div(row).map(|rows| [i32::try_from(rows), i32::try_from(row)]);
+        let Some([Ok(rows), Ok(row)]) = sizes else {
+            return Err(Error::file(&self.path, key, "is too large", "use an official file"));
+        };
+        let range = self.data + start..self.data + end;
+        Ok(Array::borrowed(self.map.clone(), |map| &map[range], &[rows, row], Dtype::U8)?)
     }
 }
 

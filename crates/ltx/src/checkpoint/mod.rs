@@ -1,7 +1,7 @@
 //! Files on disk → named tensors and configuration.
 //!
-//! Official safetensors files, and GGUF files made of them, are read as they are: memory-mapped, with their own keys and the configuration in their
-//! own header. Nothing here knows what a tensor means; `component` knows which keys belong to which network.
+//! Official safetensors files, and GGUF files made of them, are read as they are: memory-mapped, with their own keys and the
+//! configuration in their own header. Nothing here knows what a tensor means; `component` knows which keys belong to which network.
 
 mod component;
 mod config;
@@ -14,6 +14,7 @@ mod weights;
 
 pub use component::Component;
 pub use config::Config;
+pub(crate) use gguf::{configuration as gguf_gemma, is_gemma as is_gguf_gemma};
 pub use header::{File, TensorInfo};
 pub use residency::{Blocks, Residency, Streamed};
 pub use weights::{Unread, Weights};

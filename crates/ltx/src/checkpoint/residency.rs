@@ -70,7 +70,7 @@ impl<T> Blocks<T> {
         Ok(Self(match weights.residency() {
             Residency::Resident => Kept::All {
                 blocks: places.iter().map(load).collect::<Result<_>>()?,
-                places: if weights.packing().is_some() { places } else { Vec::new() },
+                places: if weights.is_packed_on_the_way() { places } else { Vec::new() },
             },
             Residency::Streaming { ahead } => {
                 for place in &places {
@@ -110,7 +110,7 @@ impl<T> Blocks<T> {
         match &self.0 {
             Kept::All { blocks, places } => {
                 let done = work(blocks.get(index).ok_or_else(missing)?);
-                places.get(index).into_iter().flat_map(Weights::spans).for_each(Span::release);
+                places.get(index).into_iter().flat_map(Weights::copied).for_each(Span::release);
                 done
             }
             Kept::Streamed { places, load, ahead, reader } => {
@@ -132,7 +132,7 @@ impl<T> Blocks<T> {
         match self.0 {
             Kept::All { blocks, places } => blocks.into_iter().enumerate().try_for_each(|(index, block)| {
                 let done = work(index, &block);
-                places.get(index).into_iter().flat_map(Weights::spans).for_each(Span::release);
+                places.get(index).into_iter().flat_map(Weights::copied).for_each(Span::release);
                 done
             }),
             Kept::Streamed { .. } => Ok(()),

@@ -120,13 +120,34 @@ impl Weights {
         self.residency
     }
 
+    /// Whether networks hold copies of tensors in another form than the file's.
+    pub(super) fn is_packed_on_the_way(&self) -> bool {
+        self.packing.is_some() || self.source.files.iter().any(|file| file.is_gguf())
+    }
+
+    /// [`Self::spans`] of what networks hold copies of once they have computed: of quantized GGUF alone where nothing is
+    /// packed on the way, and not of what has no packing like it.
+    pub(super) fn copied(&self) -> Vec<Span> {
+        let all = self.packing.is_some();
+        let copied =
+            |file: &File, key: &str| file.quantized(key).is_some_and(|kind| kind.packing().is_some());
+        self.spans_where(|file, key| all || copied(file, key))
+    }
+
     /// Where in their files the tensors below this place are, with what changes them.
     pub(super) fn spans(&self) -> Vec<Span> {
+        self.spans_where(|_, _| true)
+    }
+
+    fn spans_where(&self, wanted: impl Fn(&File, &str) -> bool) -> Vec<Span> {
         let prefix = self.join("");
         let tensors = self.source.tensors.range(prefix.clone()..);
         let mut spans = Vec::new();
         for (path, &file) in tensors.take_while(|(path, _)| path.starts_with(&prefix)) {
             let (key, file) = (format!("{}{path}", self.source.root), &self.source.files[file]);
+            if !wanted(file, &key) {
+                continue;
+            }
             let factors = self.fusion.iter().flat_map(|fusion| fusion.factors(&key));
             for (file, key) in [(file, key.as_str())].into_iter().chain(factors) {
                 spans.extend(file.span(key).map(|bytes| Span { file: file.clone(), bytes }));

@@ -13,15 +13,16 @@ mod unpack;
 
 pub use attention::{attention, past_attention};
 pub use conv::{Conv, TransposedConv, depthwise};
-pub use kernels::{Activation, Packing};
+pub use kernels::{Activation, Ggml, Packing};
 pub use linear::{Bias, Linear, Onto};
-pub use packed::{Fp8, Packed, Weight};
+pub use packed::{Blocked, Fp8, Packed, Weight};
 pub use rows::{
     gated_heads, gelu_tanh, layer_norm, leaky_relu, modulated, modulated_rms_norm, rms_norm,
     rotated_rms_norm, silu, silu_of_rms_norm, snake,
 };
 
 pub(crate) use attention::Sees;
+pub(crate) use unpack::blocks;
 
 use std::cell::Cell;
 

@@ -1,6 +1,6 @@
 //! The weights of linear layers: whole, or packed into few bits. What is packed where is decided in `checkpoint`.
 
-use kernels::Packing;
+use kernels::{Ggml, Packing};
 use mlx::{Array, Dtype};
 
 use super::{cpu, unpack};
@@ -87,6 +87,53 @@ impl Fp8 {
     }
 }
 
+/// A weight in ggml's blocks, which lie along its rows.
+#[derive(Clone, Debug)]
+pub struct Blocked {
+    codes: Array, // (out, bytes of a row), u8
+    kind: Ggml,
+}
+
+impl Blocked {
+    /// `codes` (out, bytes of a row), u8, whose rows are whole blocks.
+    pub fn new(codes: Array, kind: Ggml) -> Self {
+        Self { codes, kind }
+    }
+
+    /// Width of what goes in.
+    fn inputs(&self) -> i32 {
+        let (block, size) = self.kind.block();
+        self.codes.dim(1) / size as i32 * block as i32
+    }
+
+    /// The weight in f32 or bf16: (out, in).
+    pub fn dense(&self, dtype: Dtype) -> mlx::Result<Array> {
+        unpack::blocks(&self.codes, self.kind, &[self.codes.dim(0), self.inputs()], dtype)
+    }
+
+    /// The same weight in the packing that products are computed with as it is, made when it is first used; None where
+    /// there is none. Scales and biases are f16.
+    pub fn repacked(&self) -> Option<mlx::Result<Packed>> {
+        let packing = self.kind.packing()?;
+        Some(unpack::repack(&self.codes, self.kind, packing, [self.codes.dim(0), self.inputs()]))
+    }
+
+    /// A changed weight (out, in) packed as this one; None where there is no packing like its blocks.
+    pub fn repack_of(&self, changed: &Array) -> Option<mlx::Result<Packed>> {
+        let packing = self.kind.packing()?;
+        Some(Packed::quantize(changed, packing).and_then(|packed| {
+            let half = |array: Array| array.astype(Dtype::F16);
+            let biases = packed.biases.map(half).transpose()?;
+            Ok(Packed { scales: half(packed.scales)?, biases, ..packed })
+        }))
+    }
+
+    /// Some rows.
+    fn slice(&self, rows: std::ops::Range<i32>) -> mlx::Result<Self> {
+        Ok(Self { codes: self.codes.slice(0, rows)?, kind: self.kind })
+    }
+}
+
 /// The weight of a linear layer, (out, in).
 #[derive(Clone, Debug)]
 pub enum Weight {
@@ -96,6 +143,8 @@ pub enum Weight {
     Packed(Packed),
     /// In 8 bits, made bf16 whenever it is used.
     Fp8(Fp8),
+    /// In ggml's blocks, made whole whenever it is used.
+    Blocked(Blocked),
 }
 
 impl Weight {
@@ -105,6 +154,7 @@ impl Weight {
             Self::Dense(weight) => weight.dim(0),
             Self::Packed(packed) => packed.outputs(),
             Self::Fp8(fp8) => fp8.codes.dim(0),
+            Self::Blocked(blocked) => blocked.codes.dim(0),
         }
     }
 
@@ -114,6 +164,7 @@ impl Weight {
             Self::Dense(weight) => Ok(weight.clone()),
             Self::Packed(weight) => weight.dequantize(packed),
             Self::Fp8(fp8) => fp8.dense(),
+            Self::Blocked(blocked) => blocked.dense(packed),
         }
     }
 
@@ -128,7 +179,15 @@ impl Weight {
             }
             Self::Dense(weight) => rows(weight),
             Self::Fp8(_) => rows(&self.dense(packed)?),
+            Self::Blocked(Blocked { codes, kind }) => Blocked::new(rows(codes)?, *kind).dense(packed),
         }
+    }
+
+    /// The weight in pieces of so many rows, or fewer, where it is made whole whenever it is used: not all of it at a time.
+    pub fn pieces(&self, rows: i32) -> mlx::Result<Vec<Self>> {
+        let Self::Blocked(blocked) = self else { return Ok(vec![self.clone()]) };
+        let piece = |start| blocked.slice(start..self.outputs().min(start + rows)).map(Self::Blocked);
+        (0..self.outputs()).step_by(rows.max(1) as usize).map(piece).collect()
     }
 
     /// The packed weight, where something computes with it as it is.

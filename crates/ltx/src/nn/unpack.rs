@@ -1,8 +1,9 @@
-//! Packed weights on the CPU: packing, unpacking, and 8-bit floats. The switch is in `cpu`.
+//! Packed weights on the CPU: packing, unpacking, 8-bit floats, and ggml's blocks, which nothing else reads. The switch is in
+//! `cpu`.
 
 use std::result::Result;
 
-use kernels::{PartMut, Scales};
+use kernels::{Ggml, PartMut, RepackedMut, Scales};
 use mlx::{Array, Dtype, Input, Output};
 
 use super::cpu::{active, takes, text, values, values_mut};
@@ -74,4 +75,36 @@ pub(super) fn look_up(codes: &Array, table: &Array) -> Option<mlx::Result<Array>
         let table = inputs[1].values()?.try_into().map_err(|_| "a table of 256 values is needed")?;
         kernels::look_up(inputs[0].values()?, table, output.values()?).map_err(text)
     }))
+}
+
+/// The values of ggml's blocks in `codes`, u8, as f32 or bf16 of `shape`, whatever computes with them.
+pub(crate) fn blocks(codes: &Array, kind: Ggml, shape: &[i32], dtype: Dtype) -> mlx::Result<Array> {
+    let made = if dtype == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+    let values = mlx::custom(&[codes], shape, made, move |inputs, output| {
+        kernels::dequantize_ggml(kind, inputs[0].values()?, values_mut(output, made)?).map_err(text)
+    })?;
+    values.astype(dtype)
+}
+
+/// The weight (outputs, inputs) of ggml's blocks in `codes`, u8, in the packing with the same codes.
+pub(super) fn repack(
+    codes: &Array,
+    kind: Ggml,
+    packing: Packing,
+    [outputs, inputs]: [i32; 2],
+) -> mlx::Result<Packed> {
+    let words = (i64::from(inputs) * packing.bits() as i64 / 32) as i32;
+    let groups = [outputs, inputs / packing.group() as i32];
+    let part =
+        |shape: &[i32], dtype, part: for<'a> fn(&'a mut Output<'_>) -> Result<RepackedMut<'a>, String>| {
+            mlx::custom(&[codes], shape, dtype, move |inputs: &[Input<'_>], output| {
+                kernels::repack(kind, inputs[0].values()?, part(output)?).map_err(text)
+            })
+        };
+    Ok(Packed {
+        values: part(&[outputs, words], Dtype::U32, |out| Ok(RepackedMut::Values(out.values()?)))?,
+        scales: part(&groups, Dtype::F16, |out| Ok(RepackedMut::Scales(out.values()?)))?,
+        biases: Some(part(&groups, Dtype::F16, |out| Ok(RepackedMut::Biases(out.values()?)))?),
+        packing,
+    })
 }

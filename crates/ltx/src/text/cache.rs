@@ -67,12 +67,17 @@ impl Identity {
             let changed = facts.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos().to_string();
             Some(json!([path.to_string_lossy(), facts.len(), changed]))
         };
-        let mut names: Vec<PathBuf> = fs::read_dir(gemma)
-            .ok()?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|ending| ending == "safetensors" || ending == "json"))
-            .collect();
-        names.sort();
+        let names = if gemma.is_file() {
+            vec![gemma.into(), gemma.with_file_name("tokenizer.json")]
+        } else {
+            let known = |path: &PathBuf| {
+                path.extension().is_some_and(|ending| ending == "safetensors" || ending == "json")
+            };
+            let entries = fs::read_dir(gemma).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+            let mut names: Vec<PathBuf> = entries.filter(known).collect();
+            names.sort();
+            names
+        };
         let encoder: Vec<_> = names.iter().map(|path| file(path)).collect::<Option<_>>()?;
         let models: Vec<_> = models.iter().map(|path| file(path)).collect::<Option<_>>()?;
         let loras: Vec<_> = loras

@@ -60,7 +60,7 @@ pub fn enhance(
     for token in ["<start_of_turn>", "<end_of_turn>", "<eos>"] {
         stop.push(tokenizer.special(token).ok_or_else(|| {
             let remedy = "enhancing needs the instruction-tuned Gemma 3 (its name ends in -it)";
-            Error::file(folder.path().join("tokenizer.json"), token, "is not among its tokens", remedy)
+            Error::file(folder.tokenizer_path(), token, "is not among its tokens", remedy)
         })?);
     }
     let idea = prompt.trim();

@@ -1,4 +1,5 @@
-//! A Gemma 3 text encoder as Hugging Face lays it out: `config.json`, safetensors, `tokenizer.json` in one folder.
+//! A Gemma 3 text encoder as Hugging Face lays it out: `config.json`, safetensors, `tokenizer.json` in one folder; or as
+//! llama.cpp does: a GGUF file, beside which `tokenizer.json` must be.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use mlx::Dtype;
 use serde_json::Value;
 
 use super::Tokenizer;
-use crate::checkpoint::{Checkpoint, Config, File, Weights};
+use crate::checkpoint::{Checkpoint, Config, File, Residency, Weights, gguf_gemma, is_gguf_gemma};
 use crate::error::{Error, Result};
 use crate::nn::Packing;
 
@@ -17,29 +18,32 @@ const ROOTS: [&str; 3] = ["language_model.model.", "model.language_model.", "mod
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// An open text encoder folder. Headers are read and checked; weights are not.
+const TOKENIZER: &str = "tokenizer.json";
+
+/// An open text encoder: a folder, or a GGUF file. Headers are read and checked; weights are not.
 #[derive(Debug)]
 pub struct GemmaFolder {
     path: PathBuf,
     files: Vec<Arc<File>>,
     root: &'static str,
     config: Config,
+    tokenizer: PathBuf,
     packing: Option<Packing>,
+    residency: Residency,
 }
 
 impl GemmaFolder {
-    /// Opens the folder of a Gemma 3 model.
+    /// Opens the folder of a Gemma 3 model, or its GGUF file.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.extension().is_some_and(|ending| ending == "gguf") {
-            let remedy = "give the Hugging Face folder of Gemma 3, which `ltx quantize` can pack";
-            return Err(Error::file(path, "", "is GGUF, which is read for the transformer only", remedy));
+        if path.is_file() {
+            return Self::gguf(path);
         }
         if !path.is_dir() {
             return Err(Error::file(
                 path,
                 "",
-                "is not a folder",
-                "give the folder with Gemma's config.json, weights and tokenizer.json",
+                "is neither a folder nor a file",
+                "give the folder with Gemma's config.json, weights and tokenizer.json, or a GGUF file",
             ));
         }
         let config = read_json(&path.join("config.json"))?;
@@ -61,12 +65,46 @@ impl GemmaFolder {
                 "give a Gemma 3 model that is downloaded whole",
             )
         })?;
-        Ok(Self { path: path.into(), files, root, config, packing: None })
+        Ok(Self::new(path, files, root, config, path.join(TOKENIZER)))
+    }
+
+    fn gguf(path: &Path) -> Result<Self> {
+        let file = File::open(path)?;
+        if !file.is_gguf() {
+            let remedy = "give the folder that it is in, with Gemma's config.json and tokenizer.json";
+            return Err(Error::file(path, "", "is one file of a text encoder, but no GGUF", remedy));
+        }
+        let config = Config::new(path, gguf_gemma(&file)?);
+        let tokenizer = path.with_file_name(TOKENIZER);
+        Ok(Self::new(path, vec![file.into()], "model.", config, tokenizer))
+    }
+
+    fn new(
+        path: &Path,
+        files: Vec<Arc<File>>,
+        root: &'static str,
+        config: Config,
+        tokenizer: PathBuf,
+    ) -> Self {
+        let (packing, residency) = Default::default();
+        Self { path: path.into(), files, root, config, tokenizer, packing, residency }
+    }
+
+    /// Whether `path` is a text encoder, as far as its name and its head say.
+    pub fn is_at(path: &Path) -> bool {
+        path.join("config.json").is_file()
+            || path.extension().is_some_and(|ending| ending == "gguf")
+                && File::open(path).is_ok_and(|file| is_gguf_gemma(&file))
     }
 
     /// The same model, whose linear layers are packed while they are read where a rule allows it.
     pub fn packed_as(self, packing: Option<Packing>) -> Self {
         Self { packing, ..self }
+    }
+
+    /// The same model, whose layers are kept as `residency` says.
+    pub fn kept(self, residency: Residency) -> Self {
+        Self { residency, ..self }
     }
 
     /// Where it is.
@@ -94,7 +132,7 @@ impl GemmaFolder {
         let keys = self.files.iter().flat_map(|file| file.tensors());
         let paths: Vec<String> =
             keys.filter_map(|(key, _)| key.strip_prefix(self.root).map(String::from)).collect();
-        Weights::new(self.files.clone(), self.root, dtype, paths).packed_as(self.packing)
+        Weights::new(self.files.clone(), self.root, dtype, paths).packed_as(self.packing).kept(self.residency)
     }
 
     /// Gives back the memory that the mapped files take. What is used again is read again.
@@ -102,9 +140,18 @@ impl GemmaFolder {
         self.files.iter().for_each(|file| file.release_all());
     }
 
-    /// The tokenizer beside the weights.
+    /// Where its tokenizer must be: beside the weights.
+    pub fn tokenizer_path(&self) -> &Path {
+        &self.tokenizer
+    }
+
+    /// The tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::open(&self.path.join("tokenizer.json"))
+        if !self.tokenizer.exists() {
+            let remedy = "put the tokenizer.json of Gemma 3 there, of any size: it is in google/gemma-3-12b-it and its copies; GGUF holds none that is read";
+            return Err(Error::file(&self.tokenizer, "", "is missing", remedy));
+        }
+        Tokenizer::open(&self.tokenizer)
     }
 }
 

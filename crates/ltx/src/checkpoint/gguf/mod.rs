@@ -1,15 +1,16 @@
 //! GGUF files, versions 2 and 3: their metadata and where their tensors are, every length checked. What the blocks of a
-//! quantized tensor stand for is in `blocks`.
+//! quantized tensor stand for is in the kernels; what llama.cpp's names of a text encoder mean, in `gemma`.
 
-mod blocks;
+mod gemma;
 
-pub(super) use blocks::Kind;
+pub(crate) use gemma::{configuration, is_gemma};
 
 use std::collections::BTreeMap;
 
 use safetensors::Dtype as Stored;
 
 use super::TensorInfo;
+use crate::nn::Ggml;
 
 /// The first bytes of a GGUF file.
 pub(super) const MAGIC: &[u8] = b"GGUF";
@@ -17,6 +18,8 @@ pub(super) const MAGIC: &[u8] = b"GGUF";
 const SHAPE: &str = "comfy.gguf.orig_shape.";
 /// What stands before the transformer's keys in official files, and converters leave out.
 const ROOT: &str = "model.diffusion_model.";
+/// Lists of more values are not kept: a vocabulary, not a setting.
+const LONGEST: u64 = 1000;
 const WHOLE: [&str; 5] = [ROOT, "vae.", "audio_vae.", "vocoder.", "text_embedding_projection."];
 
 /// What a file's head says.
@@ -24,11 +27,53 @@ const WHOLE: [&str; 5] = [ROOT, "vae.", "audio_vae.", "vocoder.", "text_embeddin
 pub(super) struct Head {
     /// Under official names. Of a quantized tensor the type is f32, which its values are made.
     pub tensors: BTreeMap<String, TensorInfo>,
-    pub quantized: BTreeMap<String, Kind>,
-    /// Texts and numbers; lists of a few numbers with commas.
+    pub quantized: BTreeMap<String, Ggml>,
+    /// Texts and numbers; lists of some numbers with commas.
     pub metadata: BTreeMap<String, String>,
     /// Offset of the tensors' part.
     pub data: usize,
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Numbers as they are.
+    Plain(Stored),
+    Blocks(Ggml),
+}
+
+impl Kind {
+    /// The type of ggml's number.
+    fn of(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Plain(Stored::F32),
+            1 => Self::Plain(Stored::F16),
+            30 => Self::Plain(Stored::BF16),
+            _ => Self::Blocks(Ggml::of(number)?),
+        })
+    }
+
+    /// Values and bytes of a block.
+    fn block(self) -> (usize, usize) {
+        match self {
+            Self::Plain(dtype) => (1, dtype.bitsize() / 8),
+            Self::Blocks(kind) => kind.block(),
+        }
+    }
+}
+
+/// ggml's name of a type that is not read, as far as it is likely to be met.
+fn name(number: u32) -> String {
+    let name = match number {
+        10 => "Q2_K",
+        11 => "Q3_K",
+        15 => "Q8_K",
+        20 => "IQ4_NL",
+        23 => "IQ4_XS",
+        39 => "MXFP4",
+        _ => return format!("number {number}"),
+    };
+    name.into()
 }
 
 /// What is wrong, and with which tensor or entry.
@@ -61,6 +106,7 @@ pub(super) fn read(file: &[u8]) -> Result<Head, Wrong> {
     }
     head.data = (file.len() - reader.left.len()).next_multiple_of(alignment);
     let room = file.len().saturating_sub(head.data);
+    let text_encoder = head.metadata.get(gemma::ARCHITECTURE).is_some_and(|name| name == gemma::NAME);
     let bare = found.iter().any(|tensor| tensor.name.starts_with("transformer_blocks."));
     for Tensor { name, mut shape, kind, offset } in found {
         let wrong = |problem: String| (name.clone(), problem);
@@ -84,10 +130,14 @@ pub(super) fn read(file: &[u8]) -> Result<Head, Wrong> {
             })?;
         }
         let official = WHOLE.iter().any(|root| name.starts_with(root));
-        let key = if bare && !official { format!("{ROOT}{name}") } else { name.clone() };
+        let key = match text_encoder {
+            true => gemma::official(&name),
+            false if bare && !official => format!("{ROOT}{name}"),
+            false => name.clone(),
+        };
         let (dtype, quantized) = match kind {
             Kind::Plain(dtype) => (dtype, None),
-            kind => (Stored::F32, Some(kind)),
+            Kind::Blocks(kind) => (Stored::F32, Some(kind)),
         };
         let info = TensorInfo { dtype, shape, data_offsets: (offset, end) };
         if head.tensors.insert(key.clone(), info).is_some() {
@@ -161,9 +211,9 @@ impl<'a> Reader<'a> {
                 // Each element takes bytes of the file, so a count that lies ends at the file's end.
                 for _ in 0..count {
                     let value = self.value(kind, depth + 1)?;
-                    kept.extend(value.filter(|_| count <= 8));
+                    kept.extend(value.filter(|_| count <= LONGEST));
                 }
-                return Ok((count <= 8).then(|| kept.join(",")));
+                return Ok((count <= LONGEST).then(|| kept.join(",")));
             }
             10 => self.u64()?.to_string(),
             11 => i64::from_le_bytes(self.number()?).to_string(),
@@ -186,7 +236,11 @@ impl<'a> Reader<'a> {
             Some(kind) => Ok(Tensor { name, shape, kind, offset }),
             None => Err((
                 name,
-                format!("has type {}; known are Q8_0, Q4_K, Q6_K, F16, BF16 and F32", blocks::name(kind)),
+                format!(
+                    "has type {}; known are {}, F16, BF16 and F32",
+                    self::name(kind),
+                    Ggml::ALL.map(Ggml::name).join(", ")
+                ),
             )),
         }
     }
@@ -276,6 +330,6 @@ mod tests {
         file.extend(10u32.to_le_bytes());
         file.extend(0u64.to_le_bytes());
         let (name, problem) = read(&file).unwrap_err();
-        assert!(name == "w" && problem.contains("Q2_K"), "{name}: {problem}");
+        assert!(name == "w" && problem.contains("Q2_K") && problem.contains("Q5_K"), "{name}: {problem}");
     }
 }

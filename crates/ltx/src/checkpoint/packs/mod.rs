@@ -1,5 +1,5 @@
-//! Weights of linear layers, however a file stores them: whole, in floats of 8 bits with a scale, or packed as MLX packs
-//! them; and packed on the way where that was asked for.
+//! Weights of linear layers, however a file stores them: whole, in floats of 8 bits with a scale, in ggml's blocks, or
+//! packed as MLX packs them; and packed on the way where that was asked for.
 //!
 //! `layout` knows what a file says of its packing, `rules` what may be packed, `fp8` the 8-bit floats. What is computed
 //! with them is in `nn`.
@@ -18,7 +18,7 @@ use safetensors::Dtype as Stored;
 
 use super::{File, TensorInfo, Weights};
 use crate::error::Result;
-use crate::nn::{Packed, Packing, Weight};
+use crate::nn::{Blocked, Packed, Packing, Weight};
 
 /// What packing saves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +74,7 @@ impl Weights {
             return Ok(Weight::Dense(self.tensor("weight", &shape)?));
         };
         let stored = match file.info(&key).map(|info| info.dtype) {
+            _ if self.is_blocked(file, &key, inputs) => Weight::Blocked(self.blocked(file, &key, shape)?),
             Some(Stored::U32) => Weight::Packed(self.packed(file, &key, shape)?),
             Some(Stored::F8_E4M3 | Stored::F8_E5M2) => Weight::Fp8(self.fp8(file, &key, shape)?),
             Some(Stored::U8) if self.has("weight_scale_2") => {
@@ -81,21 +82,48 @@ impl Weights {
             }
             _ => return self.pack(&key, self.tensor_as_stored("weight", &shape)?),
         };
-        let packs = matches!(stored, Weight::Fp8(_)) && self.packs(&key, inputs).is_some();
+        let packs = !matches!(stored, Weight::Packed(_)) && self.packs(&key, inputs).is_some();
         if !self.changes(&key) && !packs {
-            return Ok(stored);
+            return Ok(match &stored {
+                Weight::Blocked(blocked) => match blocked.repacked() {
+                    Some(packed) => Weight::Packed(packed?),
+                    None => stored,
+                },
+                _ => stored,
+            });
         }
         let dense = match &stored {
             // In the type that it had before it was packed, of which a scale of u8 says nothing.
             Weight::Packed(packed) if packed.scales.dtype() == Dtype::U8 => packed.dequantize(Dtype::Bf16)?,
             Weight::Packed(packed) => packed.dequantize(packed.scales.dtype())?,
+            Weight::Blocked(blocked) => blocked.dense(Dtype::F32)?,
             other => other.dense(self.dtype())?,
         };
         let changed = self.fuse(&key, dense)?;
         match &stored {
             Weight::Packed(packed) => Ok(Weight::Packed(Packed::quantize(&changed, packed.packing)?)),
+            Weight::Blocked(blocked) if !packs => match blocked.repack_of(&changed) {
+                Some(packed) => Ok(Weight::Packed(packed?)),
+                None => self.pack(&key, changed),
+            },
             _ => self.pack(&key, changed),
         }
+    }
+
+    /// Whether a weight of so many columns is in ggml's blocks, whole in each row.
+    fn is_blocked(&self, file: &File, key: &str, inputs: i32) -> bool {
+        file.quantized(key).is_some_and(|kind| inputs > 0 && inputs % kind.block().0 as i32 == 0)
+    }
+
+    /// A weight in ggml's blocks, which must have exactly `shape`.
+    fn blocked(&self, file: &File, key: &str, shape: [i32; 2]) -> Result<Blocked> {
+        // For what it checks: nothing is computed.
+        self.tensor_as_stored_unchanged("weight", &shape)?;
+        let (Some(kind), Some(info)) = (file.quantized(key), file.info(key)) else {
+            return Err(self.error("weight", "is not quantized", FOREIGN));
+        };
+        let (block, size) = kind.block();
+        Ok(Blocked::new(file.codes(key, info, shape[1] as usize / block * size)?, kind))
     }
 
     /// The tensor `weight` (rows, columns) of which rows are looked up, as it is stored.
@@ -103,6 +131,9 @@ impl Weights {
         match self.locate("weight") {
             Some((file, key)) if file.info(&key).is_some_and(|info| info.dtype == Stored::U32) => {
                 Ok(Weight::Packed(self.packed(file, &key, [rows, columns])?))
+            }
+            Some((file, key)) if self.is_blocked(file, &key, columns) => {
+                Ok(Weight::Blocked(self.blocked(file, &key, [rows, columns])?))
             }
             _ => Ok(Weight::Dense(self.tensor_as_stored("weight", &[rows, columns])?)),
         }
