@@ -39,8 +39,7 @@ pub fn run(arguments: &Decode) -> Result<()> {
     check_output(&output, video.frames, file.latents.audio.is_some())?;
     let writer = Writer::create(&output, &options)?;
     let mut terminal = Terminal::new(arguments.quiet);
-    let clip = decoding.run(arguments.tiles.tiling(), &mut terminal)?;
-    write(clip, writer, video.frames, &mut terminal)?;
+    write(&decoding.run(arguments.tiles.tiling()), writer, video.frames, &mut terminal)?;
     if let Some(run) = run.filter(|_| arguments.output.is_none()) {
         run.remove();
     }

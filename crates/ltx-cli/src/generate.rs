@@ -90,7 +90,7 @@ fn clip(
         clip.latents.save(path)?;
     }
     let request = plan.request();
-    write(clip, writer, request.frames, &mut terminal)?;
+    write(&clip, writer, request.frames, &mut terminal)?;
     let summary = Summary {
         output: &arguments.output,
         what: format!("{} frames of {}x{}", request.frames, plan.width(), plan.height()),
@@ -129,7 +129,7 @@ fn skip_vae(arguments: &Generate, plan: &Plan, mut terminal: Terminal, started: 
     let mut writer = Writer::create(&picture, &options)?;
     writer.push(&frame)?;
     file.save(&latents)?;
-    writer.finish(None)?;
+    writer.finish()?;
     let summary = Summary {
         output: &latents,
         what: format!(
@@ -146,20 +146,29 @@ fn skip_vae(arguments: &Generate, plan: &Plan, mut terminal: Terminal, started: 
     Ok(())
 }
 
-/// Decodes a clip's frames into a writer, and finishes it.
-pub fn write(clip: Clip, mut writer: Writer, frames: usize, terminal: &mut Terminal) -> Result<()> {
-    let phase = Event::Phase { name: "decode video".into(), steps: frames };
-    let mut stop = terminal.event(phase).is_break();
+/// Decodes a clip into a writer, its frames and then its sound, and finishes it.
+pub fn write(clip: &Clip, mut writer: Writer, frames: usize, terminal: &mut Terminal) -> Result<()> {
+    fn step(terminal: &mut Terminal, event: Event) -> Result<()> {
+        if terminal.event(event).is_break() { Err(Error::Cancelled) } else { Ok(()) }
+    }
     if writer.wants_frames() {
-        for (index, frame) in clip.frames.enumerate() {
+        step(terminal, Event::Phase { name: "decode video".into(), steps: frames })?;
+        for (index, frame) in clip.frames(terminal)?.enumerate() {
             writer.push(&frame?)?;
-            stop |= terminal.event(Event::Step { done: index + 1, of: frames }).is_break();
-            if stop {
-                return Err(Error::Cancelled);
+            step(terminal, Event::Step { done: index + 1, of: frames })?;
+        }
+    }
+    if writer.wants_sound() && clip.latents.audio.is_some() {
+        step(terminal, Event::Phase { name: "decode audio".into(), steps: 0 })?;
+        if let Some(mut sound) = clip.sound(terminal)? {
+            while let Some(part) = sound.next() {
+                writer.push_sound(&part?)?;
+                let (done, of) = sound.progress();
+                step(terminal, Event::Step { done, of })?;
             }
         }
     }
-    Ok(writer.finish(clip.audio.as_ref())?)
+    Ok(writer.finish()?)
 }
 
 /// What is said at the end.

@@ -191,6 +191,24 @@ fn a_picture_belongs_to_the_window_that_makes_its_frame() {
     assert_eq!(middle.settings["images"][0]["frame"], 40);
 }
 
+/// All of a clip but its latents is made, coded and written a little at a time.
+#[test]
+fn memory_does_not_grow_with_the_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let peak = |name: &str, seconds: &str| {
+        let mut command = ltx(&["generate", "--placeholder", "--json", "--quiet", "--device", "cpu"]);
+        command.arg("--model").arg(fixtures().join("2.3/model.safetensors"));
+        command.args(["--recipe", "one-stage", "--height", "64", "--width", "64", "--seconds", seconds]);
+        command.arg("--output").arg(folder.path().join(name));
+        let said: Value = serde_json::from_str(&succeed(command)).unwrap();
+        said["peak_memory_bytes"].as_f64().unwrap()
+    };
+    for output in ["clip.mp4", "sound.wav"] {
+        let [short, long] = ["3", "15"].map(|seconds| peak(output, seconds));
+        assert!(long < 1.1 * short, "{output}: {short} bytes, and {long} for five times the length");
+    }
+}
+
 #[test]
 fn what_cannot_be_made_is_said() {
     let folder = tempfile::tempdir().unwrap();

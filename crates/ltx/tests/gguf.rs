@@ -67,7 +67,7 @@ fn a_text_encoder_is_that_of_its_folder() {
 #[test]
 fn quantized_text_encoders_are_near() {
     let whole = states(&fixtures().join("packs/gemma3/bf16"), Dtype::F32, Residency::Resident);
-    for (name, most) in [("gemma3-q8_0.gguf", 0.015), ("gemma3-mixed.gguf", 0.2)] {
+    for (name, most) in [("gemma3-q8_0.gguf", 0.015), ("gemma3-mixed.gguf", 0.25)] {
         let path = fixtures().join("gguf").join(name);
         let ours = states(&path, Dtype::F32, Residency::Resident);
         assert_eq!(ours.len(), 3);

@@ -4,12 +4,15 @@
 
 mod tiny;
 
+use ltx::audio_vae::AudioDecoder;
 use ltx::checkpoint::{Checkpoint, Component, Residency};
 use ltx::dit::{Conditions, Dit, Input, Pass};
 use ltx::shape::Modality;
 use ltx::text::{Gemma, GemmaFolder};
 use ltx::trace::Trace;
 use ltx::verify::Golden;
+use ltx::video_vae::{ConvDecoder, Tiling};
+use ltx::vocoder::Vocoder;
 use mlx::{Array, Dtype};
 use tiny::fixtures;
 
@@ -32,6 +35,10 @@ fn peaks_are_bounded() {
     a_layer_of_gemma_grows_with_its_tokens();
     a_block_of_the_transformer_grows_with_its_tokens();
     quantized_weights_stay_small();
+    for generation in ["2.0", "2.3"] {
+        sound_stays(generation);
+        pictures_stay(generation);
+    }
 }
 
 /// A transformer of 8.5 bits a value or less on average, and the same in 16.
@@ -96,5 +103,48 @@ fn a_block_of_the_transformer_grows_with_its_tokens() {
         let pass = Pass { video, audio, perturbations: Vec::new() };
         let (video, audio) = dit.forward(&pass, &mut Trace::off()).unwrap();
         mlx::eval(video.iter().chain(&audio)).unwrap();
+    });
+}
+
+/// A clip of a few seconds, so many latent frames, and one of three times as many: the same memory.
+fn flat(what: &str, frames: i32, mut work: impl FnMut(i32)) {
+    work(1); // so that the weights are there
+    let [short, long] = [frames, 3 * frames].map(|frames| peak(|| work(frames)));
+    assert!(10 * long < 11 * short, "{what}: {short} bytes, and {long} for three times the length");
+}
+
+fn sound_stays(generation: &str) {
+    let component = |component| checkpoint(generation).component(component, Dtype::F32).unwrap();
+    let (weights, config) = component(Component::AudioDecoder);
+    let decoder = AudioDecoder::load(&weights, &config).unwrap();
+    let (weights, config) = component(Component::Vocoder);
+    let vocoder = Vocoder::load(&weights, &config).unwrap();
+    let channels = if generation == "2.0" { 1 } else { 2 };
+    flat(&format!("the sound of {generation}"), 110, |frames| {
+        let latent = mlx::zeros(&[1, channels, frames, 16], Dtype::F32).unwrap();
+        let (mut mel, mut waveform) = (decoder.enter(&latent).unwrap(), vocoder.enter());
+        let mut samples = 0;
+        while let Some((mel, last)) = decoder.next(&mut mel).unwrap() {
+            vocoder.push(&mut waveform, &mel, last).unwrap();
+            while let Some(waveform) = vocoder.next(&mut waveform).unwrap() {
+                samples += waveform.dim(2);
+            }
+        }
+        // Of a mel frame 10 ms, of a latent frame four of them.
+        assert_eq!(samples, (4 * frames - 3) * vocoder.sample_rate() as i32 / 100);
+    });
+}
+
+fn pictures_stay(generation: &str) {
+    let (weights, config) = checkpoint(generation).component(Component::VideoDecoder, Dtype::F32).unwrap();
+    let channels = config.at("vae").unwrap().usize("latent_channels").unwrap() as i32;
+    flat(&format!("the pictures of {generation}"), 13, |latents| {
+        let decoder = ConvDecoder::load(&weights, &config).unwrap();
+        let latent = mlx::zeros(&[1, channels, latents, 3, 2], Dtype::F32).unwrap();
+        let chunks = decoder
+            .decode(&latent, &Tiling::OFF, |shape| Ok(mlx::zeros(shape, Dtype::F32)?))
+            .unwrap();
+        let frames: i32 = chunks.map(|chunk| chunk.unwrap().dim(0)).sum();
+        assert_eq!(frames, 8 * latents - 7);
     });
 }

@@ -153,6 +153,7 @@ impl Scene {
         };
         let mut writer = Writer::create(path, &options).unwrap();
         (0..self.frames).for_each(|index| writer.push(&self.frame(index)).unwrap());
-        writer.finish(Some(&self.sound())).unwrap();
+        writer.push_sound(&self.sound()).unwrap();
+        writer.finish().unwrap();
     }
 }

@@ -2,14 +2,13 @@
 
 use mlx::{Array, Dtype};
 
-use super::layers::{Block, CausalConv, Upsample, activate, middle};
+use super::layers::{Block, CausalConv, Pasts, Upsample, activate, middle};
 use super::{Shape, Statistics, channels_first, channels_last, check};
 use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
-use crate::overlap::{Piece, Reach, in_pieces};
 
-/// Latent frames that are decoded together: ten seconds.
-const AT_ONCE: i32 = 256;
+/// Latent frames that are decoded together: two seconds.
+const AT_ONCE: i32 = 50;
 
 /// The decoder: resolution after resolution of residual blocks, each twice the one before.
 pub struct AudioDecoder {
@@ -52,48 +51,82 @@ impl AudioDecoder {
     /// Normalized latent (batch, channels, frames, bins) → mel (batch, 2, 4 · frames − 3, 4 · bins), f32. A long one is decoded
     /// in pieces, with the same result.
     pub fn forward(&self, latent: &Array) -> Result<Array> {
-        self.forward_in(latent, AT_ONCE, self.reach())
+        self.forward_in(latent, AT_ONCE)
     }
 
-    /// The same with `at_once` frames at a time, and those before as far as `reach`.
-    fn forward_in(&self, latent: &Array, at_once: i32, reach: Reach) -> Result<Array> {
+    /// The same with `at_once` frames at a time.
+    fn forward_in(&self, latent: &Array, at_once: i32) -> Result<Array> {
+        let mut passage = Passage { at_once, ..self.enter(latent)? };
+        let mut parts = Vec::new();
+        while let Some((part, _)) = self.next(&mut passage)? {
+            parts.push(part);
+        }
+        match &parts[..] {
+            [whole] => Ok(whole.clone()),
+            parts => Ok(mlx::concatenate(&parts.iter().collect::<Vec<_>>(), 2)?),
+        }
+    }
+
+    /// Begins with a normalized latent (batch, channels, frames, bins).
+    pub fn enter(&self, latent: &Array) -> Result<Passage> {
         check("the audio latent", latent, self.shape.latent_channels, self.shape.latent_bins)?;
-        in_pieces(latent, 2, at_once, reach, 2, |latent, Piece { own, seen }| {
-            let mel = self.piece(latent)?;
-            // Latent frame 0 is one mel frame, frame t four from 4 t − 3 on: all are as far from the first.
-            let first = if own.start == 0 { 0 } else { 4 * (own.start - seen.start) - 3 };
-            Ok(mel.slice(2, first..4 * (own.end - seen.start) - 3)?)
-        })
+        Ok(Passage { latent: latent.clone(), at_once: AT_ONCE, next: 0, pasts: Pasts::default() })
     }
 
-    /// How many latent frames a mel frame sees.
-    fn reach(&self) -> Reach {
-        // Two frames for each convolution in a row, of which those of the coarsest level are the longest.
-        let blocks = 2 * (self.shape.blocks as i32 + 1);
-        let finest = 2 * (4 * (1 + 4 + blocks) + 2 * (1 + blocks) + (1 + blocks + 1));
-        // Each doubling lets half a frame more in.
-        Reach { before: finest / 4 + 3, after: 0 }
+    /// The next mel frames (batch, 2, frames, bins), f32, and whether they are the last; none after those.
+    pub fn next(&self, passage: &mut Passage) -> Result<Option<(Array, bool)>> {
+        let (from, frames) = (passage.next, passage.latent.dim(2));
+        if from >= frames {
+            return Ok(None);
+        }
+        passage.next = frames.min(from.saturating_add(passage.at_once));
+        let mel = self.piece(&passage.latent.slice(2, from..passage.next)?, &mut passage.pasts)?;
+        Ok(Some((mel, passage.next == frames)))
     }
 
-    /// Normalized latent (batch, channels, frames, bins) → mel (batch, 2, 4 · frames − 3, 4 · bins), f32, at once.
-    fn piece(&self, latent: &Array) -> Result<Array> {
+    /// The next frames of a normalized latent (batch, channels, frames, bins) → mel (batch, 2, 4 · frames, 4 · bins), f32, of
+    /// the first ones three frames less.
+    fn piece(&self, latent: &Array, pasts: &mut Pasts) -> Result<Array> {
+        let first = !pasts.any();
+        pasts.rewind();
         let latent = self.statistics.denormalize(&channels_last(latent)?)?;
-        let mut x = self.first.forward(&latent.astype(self.dtype)?)?;
+        let mut x = self.first.forward(&latent.astype(self.dtype)?, Some(pasts))?;
         for block in &self.middle {
-            x = block.forward(&x)?;
+            x = block.forward(&x, Some(pasts))?;
         }
         for (blocks, finer) in &self.levels {
             for block in blocks {
-                x = block.forward(&x)?;
+                x = block.forward(&x, Some(pasts))?;
                 x.eval()?;
+                pasts.eval()?;
             }
             if let Some(finer) = finer {
-                x = finer.forward(&x)?;
+                x = finer.forward(&x, first, pasts)?;
             }
             x.eval()?;
         }
-        let mel = self.last.forward(&activate(&x)?)?; // (batch, frames, bins, 2)
-        Ok(channels_first(&mel.astype(Dtype::F32)?)?)
+        let mel = self.last.forward(&activate(&x)?, Some(pasts))?; // (batch, frames, bins, 2)
+        let mel = channels_first(&mel.astype(Dtype::F32)?)?;
+        mel.eval()?;
+        pasts.eval()?;
+        Ok(mel)
+    }
+}
+
+/// A latent on its way through the decoder: every convolution remembers the frames it looks back at, so that memory does
+/// not grow with the sound's length and nothing is computed twice.
+pub struct Passage {
+    latent: Array, // (batch, channels, frames, bins)
+    at_once: i32,
+    /// The first latent frame that has not gone in.
+    next: i32,
+    pasts: Pasts,
+}
+
+impl Passage {
+    /// Latent frames that went in, and all of them.
+    pub fn progress(&self) -> (usize, usize) {
+        (self.next as usize, self.latent.dim(2) as usize)
     }
 }
 
@@ -113,18 +146,17 @@ mod tests {
                 .component(Component::AudioDecoder, Dtype::F32)?;
             let decoder = AudioDecoder::load(&weights, &config)?;
             let Shape { latent_channels, latent_bins, .. } = decoder.shape;
-            let latent = Noise::new(3).normal(&[1, latent_channels, 97, latent_bins])?;
-            let whole = decoder.piece(&latent)?;
-            let difference = |at_once, reach| -> Result<f32> {
-                let pieces = decoder.forward_in(&latent, at_once, reach)?;
+            for (frames, at_once) in
+                [(97, 1), (97, 29), (97, 48), (97, 96), (29, 97), (1, 2), (2, 1), (24, 12)]
+            {
+                let latent = Noise::new(3).normal(&[1, latent_channels, frames, latent_bins])?;
+                let whole = decoder.forward_in(&latent, i32::MAX)?;
+                let pieces = decoder.forward_in(&latent, at_once)?;
                 assert_eq!(pieces.shape(), whole.shape());
-                Ok(pieces.subtract(&whole)?.abs()?.max(&[0, 1, 2, 3], false)?.item()?)
-            };
-            for at_once in [1, 29, 48, 96] {
-                let worst = difference(at_once, decoder.reach())?;
-                assert!(worst <= 1e-6, "{generation}, {at_once} at once: {worst}");
+                assert_eq!(pieces.dim(2), 4 * frames - 3);
+                let worst: f32 = pieces.subtract(&whole)?.abs()?.max(&[0, 1, 2, 3], false)?.item()?;
+                assert!(worst <= 1e-6, "{generation}, {frames} frames, {at_once} at once: {worst}");
             }
-            assert!(difference(48, Reach { before: 1, after: 0 })? > 1e-4);
         }
         Ok(())
     }

@@ -53,10 +53,10 @@ impl AudioEncoder {
     /// Mel (batch, 2, frames, bins) → normalized latent (batch, channels, ⌈⌈frames / 2⌉ / 2⌉, bins / 4), f32.
     pub fn forward(&self, mel: &Array) -> Result<Array> {
         check("the mel spectrogram", mel, self.inputs, self.shape.latent_bins * 4)?;
-        let mut x = self.first.forward(&channels_last(mel)?.astype(self.dtype)?)?;
+        let mut x = self.first.forward(&channels_last(mel)?.astype(self.dtype)?, None)?;
         for (blocks, coarser) in &self.levels {
             for block in blocks {
-                x = block.forward(&x)?;
+                x = block.forward(&x, None)?;
             }
             if let Some(coarser) = coarser {
                 x = coarser.forward(&x)?;
@@ -64,9 +64,9 @@ impl AudioEncoder {
             x.eval()?;
         }
         for block in &self.middle {
-            x = block.forward(&x)?;
+            x = block.forward(&x, None)?;
         }
-        let moments = self.last.forward(&activate(&x)?)?; // (batch, frames, bins, 2 · channels)
+        let moments = self.last.forward(&activate(&x)?, None)?; // (batch, frames, bins, 2 · channels)
         let mean = moments.slice(3, 0..self.shape.latent_channels)?;
         Ok(channels_first(&self.statistics.normalize(&mean)?)?)
     }

@@ -6,6 +6,50 @@ use crate::checkpoint::Weights;
 use crate::error::Result;
 use crate::nn::{self, Bias, Conv};
 
+/// What the convolutions of a network, in their order, saw last of a spectrogram that comes part by part.
+#[derive(Default)]
+pub(super) struct Pasts {
+    kept: Vec<Array>, // each (batch, kernel − 1, frequency, in)
+    /// The convolution whose turn it is, in a part that goes through the network.
+    turn: usize,
+}
+
+impl Pasts {
+    /// The next part begins its way.
+    pub(super) fn rewind(&mut self) {
+        self.turn = 0;
+    }
+
+    /// Whether a part came before this one.
+    pub(super) fn any(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// What came before `x` (batch, time, frequency, in), if anything did, and then `x`, of whose end `frames` are kept.
+    fn and(&mut self, x: &Array, frames: i32) -> mlx::Result<(Array, bool)> {
+        let before = self.kept.get(self.turn);
+        let joined = match before {
+            Some(past) => mlx::concatenate(&[past, x], 1)?,
+            None => x.clone(),
+        };
+        let known = before.is_some();
+        // Where less is there than is seen, zeros came first.
+        let whole = joined.pad(1, (frames - joined.dim(1)).max(0), 0, 0.0)?;
+        let past = whole.slice(1, whole.dim(1) - frames..whole.dim(1))?.contiguous()?;
+        match self.kept.get_mut(self.turn) {
+            Some(kept) => *kept = past,
+            None => self.kept.push(past),
+        }
+        self.turn += 1;
+        Ok((joined, known))
+    }
+
+    /// Computes what is kept, so that nothing holds what it was made from.
+    pub(super) fn eval(&self) -> mlx::Result<()> {
+        mlx::eval(&self.kept)
+    }
+}
+
 /// A convolution that sees only the past: zeros before in time, on both sides in frequency.
 pub(super) struct CausalConv {
     conv: Conv,
@@ -19,17 +63,22 @@ impl CausalConv {
         Ok(Self { conv, kernel })
     }
 
-    /// (batch, time, frequency, in) → (batch, time, frequency, out)
-    pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        self.forward_onto(x, None)
+    /// (batch, time, frequency, in) → (batch, time, frequency, out), after what came before.
+    pub(super) fn forward(&self, x: &Array, pasts: Option<&mut Pasts>) -> mlx::Result<Array> {
+        self.forward_onto(x, None, pasts)
     }
 
     /// The same, added to `onto` (batch, time, frequency, out).
-    fn forward_onto(&self, x: &Array, onto: Option<&Array>) -> mlx::Result<Array> {
+    fn forward_onto(&self, x: &Array, onto: Option<&Array>, pasts: Option<&mut Pasts>) -> mlx::Result<Array> {
         let (reach, side) = (self.kernel - 1, self.kernel / 2);
+        let (x, known) = match pasts {
+            Some(pasts) if reach > 0 => pasts.and(x, reach)?,
+            _ => (x.clone(), false),
+        };
+        let zeros = if known { 0 } else { reach };
         let settings =
-            mlx::Conv { padding_low: vec![reach, side], padding_high: vec![0, side], ..Default::default() };
-        self.conv.forward_onto(x, &settings, onto)
+            mlx::Conv { padding_low: vec![zeros, side], padding_high: vec![0, side], ..Default::default() };
+        self.conv.forward_onto(&x, &settings, onto)
     }
 }
 
@@ -51,14 +100,14 @@ impl Block {
         Ok(Self { convs, shortcut })
     }
 
-    /// (batch, time, frequency, in) → (batch, time, frequency, out)
-    pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
+    /// (batch, time, frequency, in) → (batch, time, frequency, out), after what came before.
+    pub(super) fn forward(&self, x: &Array, mut pasts: Option<&mut Pasts>) -> mlx::Result<Array> {
         let shortcut = match &self.shortcut {
-            Some(shortcut) => &shortcut.forward(x)?,
+            Some(shortcut) => &shortcut.forward(x, None)?,
             None => x,
         };
-        let y = self.convs[0].forward(&activate(x)?)?;
-        self.convs[1].forward_onto(&activate(&y)?, Some(shortcut))
+        let y = self.convs[0].forward(&activate(x)?, pasts.as_deref_mut())?;
+        self.convs[1].forward_onto(&activate(&y)?, Some(shortcut), pasts)
     }
 }
 
@@ -92,7 +141,7 @@ impl Downsample {
     }
 }
 
-/// Doubles time and frequency: (batch, t, f, channels) → (batch, 2 t − 1, 2 f, channels).
+/// Doubles time and frequency: (batch, t, f, channels) → (batch, 2 t − 1, 2 f, channels), and 2 t after what came before.
 pub(super) struct Upsample(CausalConv);
 
 impl Upsample {
@@ -100,9 +149,9 @@ impl Upsample {
         Ok(Self(CausalConv::load(&weights.at("upsample.conv"), channels, channels, 3)?))
     }
 
-    pub(super) fn forward(&self, x: &Array) -> mlx::Result<Array> {
-        let y = self.0.forward(&x.repeat(2, 1)?.repeat(2, 2)?)?;
+    pub(super) fn forward(&self, x: &Array, first: bool, pasts: &mut Pasts) -> mlx::Result<Array> {
+        let y = self.0.forward(&x.repeat(2, 1)?.repeat(2, 2)?, Some(pasts))?;
         // The encoder saw the first frame alone, so it comes back as one frame, not two.
-        y.slice(1, 1..y.dim(1))
+        y.slice(1, i32::from(first)..y.dim(1))
     }
 }

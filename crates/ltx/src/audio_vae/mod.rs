@@ -10,7 +10,7 @@ mod layers;
 mod mel;
 mod resample;
 
-pub use decoder::AudioDecoder;
+pub use decoder::{AudioDecoder, Passage};
 pub use encoder::AudioEncoder;
 pub use mel::Mel;
 

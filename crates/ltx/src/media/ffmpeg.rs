@@ -7,9 +7,10 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::audio::Temporary;
 use super::frames::{Audio, Frame, FrameRate, Planes};
 use super::output::{Output, scratch};
-use super::{Error, Options, audio};
+use super::{Error, Options};
 
 /// The writer of one clip.
 pub struct Ffmpeg {
@@ -21,6 +22,7 @@ pub struct Ffmpeg {
     rate: FrameRate,
     settings: String,
     frames: usize,
+    sound: Option<Temporary>,
 }
 
 impl Ffmpeg {
@@ -35,7 +37,7 @@ impl Ffmpeg {
         let process = Process::start(path, encode(options, video.temporary(), "mp4"))?;
         let (size, rate, settings) =
             ((options.width, options.height), options.rate, options.settings.clone());
-        Ok(Self { video, process, planes, size, rate, settings, frames: 0 })
+        Ok(Self { video, process, planes, size, rate, settings, frames: 0, sound: None })
     }
 
     pub fn push(&mut self, frame: &Frame) -> Result<(), Error> {
@@ -45,7 +47,19 @@ impl Ffmpeg {
         self.process.write(&self.planes)
     }
 
-    pub fn finish(self, sound: Option<&Audio>) -> Result<(), Error> {
+    /// Sound, after the last frame: it is as long as the video before ffmpeg sees it.
+    pub fn push_sound(&mut self, audio: &Audio) -> Result<(), Error> {
+        let path = self.video.path();
+        match &mut self.sound {
+            Some(sound) => sound.push(path, audio),
+            None => {
+                let samples = self.rate.samples(self.frames, audio.sample_rate);
+                self.sound.insert(Temporary::create(path, audio, samples)?).push(path, audio)
+            }
+        }
+    }
+
+    pub fn finish(self) -> Result<(), Error> {
         let path = self.video.path();
         if self.frames == 0 {
             return Err(Error::NoFrames { path: path.to_owned() });
@@ -54,14 +68,9 @@ impl Ffmpeg {
         let output = Output::create(path)?;
         let mut command = ffmpeg();
         command.arg("-i").arg(self.video.temporary());
-        // The sound is as long as the video before ffmpeg sees it.
-        let sound = sound.map(|sound| {
-            let channels = sound.stereo(self.rate.samples(self.frames, sound.sample_rate)).to_vec();
-            audio::temporary(path, &Audio { sample_rate: sound.sample_rate, channels })
-        });
-        let sound = sound.transpose()?;
+        let sound = self.sound.map(|sound| sound.finish(path)).transpose()?;
         if let Some(sound) = &sound {
-            command.arg("-i").arg(sound.path()).args(["-c:a", "aac", "-b:a", "256k"]);
+            command.arg("-i").arg(sound).args(["-c:a", "aac", "-b:a", "256k"]);
         }
         command.args([
             "-c:v",

@@ -26,7 +26,7 @@ impl Frame {
     }
 }
 
-/// The sound of a whole clip.
+/// The sound of a clip, or a part of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Audio {
     /// Samples a second of each channel.
@@ -56,6 +56,12 @@ impl Audio {
             return Err(Error::Sound { what: "samples that are not numbers" });
         }
         Ok(())
+    }
+
+    /// Silence in stereo, of so many samples or, where they are many, fewer.
+    pub(super) fn silence(sample_rate: u32, samples: usize) -> Self {
+        const MOST: usize = 1 << 16;
+        Self { sample_rate, channels: vec![vec![0.0; samples.min(MOST)]; 2] }
     }
 
     /// Both channels, clipped to [-1, 1], cut or filled with silence to `samples`. One channel serves both ears.

@@ -4,12 +4,16 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use super::audio::{self, Wav};
 use super::frames::{Audio, Frame};
 use super::output::{Output, OutputFolder};
-use super::{Error, Options, audio};
+use super::{Error, Options};
 
 /// Keyword of the text chunk that holds the settings.
 pub(super) const KEYWORD: &str = "ltx";
+
+/// The sound of a folder of frames.
+const SOUND: &str = "audio.wav";
 
 /// Writes one frame, with the settings in an `iTXt` chunk.
 fn write(out: impl Write, frame: &Frame, settings: &str) -> Result<(), png::EncodingError> {
@@ -70,12 +74,14 @@ pub struct Images {
     size: (u32, u32),
     settings: String,
     written: usize,
+    sound: Option<Wav>,
 }
 
 impl Images {
     pub fn create(path: &Path, options: &Options) -> Result<Self, Error> {
         let size = (options.width, options.height);
-        Ok(Self { output: OutputFolder::create(path)?, size, settings: options.settings.clone(), written: 0 })
+        let (output, settings) = (OutputFolder::create(path)?, options.settings.clone());
+        Ok(Self { output, size, settings, written: 0, sound: None })
     }
 
     pub fn push(&mut self, frame: &Frame) -> Result<(), Error> {
@@ -91,17 +97,20 @@ impl Images {
         Ok(())
     }
 
-    pub fn finish(self, sound: Option<&Audio>) -> Result<(), Error> {
+    pub fn push_sound(&mut self, audio: &Audio) -> Result<(), Error> {
+        let Self { output, settings, sound, .. } = self;
+        let begin = || Wav::new(File::create_new(output.file(SOUND))?, audio, settings);
+        audio::write(sound, audio, begin)
+            .map_err(|source| Error::Write { path: output.path().join(SOUND), source })
+    }
+
+    pub fn finish(self) -> Result<(), Error> {
         if self.written == 0 {
             return Err(Error::NoFrames { path: self.output.path().to_owned() });
         }
-        if let Some(sound) = sound {
-            let save = || -> io::Result<()> {
-                let mut out = BufWriter::new(File::create_new(self.output.file("audio.wav"))?);
-                audio::write(&mut out, sound, &self.settings)?;
-                out.flush()
-            };
-            save().map_err(|source| Error::Write { path: self.output.path().join("audio.wav"), source })?;
+        if let Some(sound) = self.sound {
+            let path = self.output.path().join(SOUND);
+            sound.finish().map_err(|source| Error::Write { path, source })?;
         }
         self.output.finish()
     }

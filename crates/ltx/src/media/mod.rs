@@ -1,8 +1,8 @@
 //! Pixels and samples ↔ files.
 //!
 //! [`Writer`] turns a clip into an mp4 (H.264 and AAC-LC), a folder of PNG files with a WAV, a single PNG or a WAV. What
-//! is written is chosen by the path; frames are pushed one at a time and never kept; the sound comes at the end, whole.
-//! An output appears under its name only when it is complete: until then it is a temporary file beside it, removed when
+//! is written is chosen by the path; frames are pushed one at a time, then sound in parts of any length, and none of it is
+//! kept in memory. An output appears under its name only when it is complete: until then it is a temporary file beside it, removed when
 //! the writer is dropped. The same frames, sound and settings give the same bytes. Every output carries the settings
 //! that made it, and [`read_settings`] reads them back.
 //!
@@ -13,6 +13,8 @@
 //! (`aac/`, `h264.rs`, `mp4.rs`), and `ffmpeg.rs` uses the user's ffmpeg only when asked to.
 
 mod aac;
+#[cfg(test)]
+mod aac_tests;
 mod audio;
 mod ffmpeg;
 mod frames;
@@ -77,7 +79,11 @@ impl Options {
 }
 
 /// Writes one clip to one place.
-pub struct Writer(Kind);
+pub struct Writer {
+    kind: Kind,
+    /// Sample rate and channels of the sound, once there is some.
+    sound: Option<(u32, usize)>,
+}
 
 enum Kind {
     Mp4(Box<mp4::Mp4>),
@@ -97,36 +103,41 @@ impl Writer {
         if path.is_dir()
             || path.as_os_str().as_encoded_bytes().last().is_some_and(|&b| b == b'/' || b == b'\\')
         {
-            return image::Images::create(path, options).map(|images| Self(Kind::Images(images)));
+            let kind = Kind::Images(image::Images::create(path, options)?);
+            return Ok(Self { kind, sound: None });
         }
         let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-        Ok(Self(match (ending.as_deref(), options.encoder) {
+        let kind = match (ending.as_deref(), options.encoder) {
             (Some("mp4"), Encoder::BuiltIn) => Kind::Mp4(Box::new(mp4::Mp4::create(path, options)?)),
             (Some("mp4"), Encoder::Ffmpeg) => Kind::Ffmpeg(ffmpeg::Ffmpeg::create(path, options)?),
             (Some("png"), _) => Kind::Image(image::Image::create(path, options)?),
             (Some("wav"), _) => Kind::Sound(audio::Sound::create(path, options)?),
             _ => return Err(Error::Ending { path: path.to_owned() }),
-        }))
+        };
+        Ok(Self { kind, sound: None })
     }
 
     /// Whether the output has pictures: without, a caller may spare itself making them.
     pub fn wants_frames(&self) -> bool {
-        !matches!(self.0, Kind::Sound(_))
+        !matches!(self.kind, Kind::Sound(_))
     }
 
     /// Whether the output has sound: without, a caller may spare itself making it.
     pub fn wants_sound(&self) -> bool {
-        !matches!(self.0, Kind::Image(_))
+        !matches!(self.kind, Kind::Image(_))
     }
 
     /// Whether sound of that rate (samples a second) can be written here.
     pub fn takes_sample_rate(&self, sample_rate: u32) -> bool {
-        !matches!(self.0, Kind::Mp4(_)) || aac::supports(sample_rate)
+        !matches!(self.kind, Kind::Mp4(_)) || aac::supports(sample_rate)
     }
 
     /// Writes the next frame. A WAV takes no notice of it.
     pub fn push(&mut self, frame: &Frame) -> Result<(), Error> {
-        match &mut self.0 {
+        if self.sound.is_some() {
+            return Err(Error::Sound { what: "it came before the last frame" });
+        }
+        match &mut self.kind {
             Kind::Mp4(writer) => writer.push(frame),
             Kind::Ffmpeg(writer) => writer.push(frame),
             Kind::Image(writer) => writer.push(frame),
@@ -135,18 +146,33 @@ impl Writer {
         }
     }
 
-    /// Adds the sound and puts the complete output in its place. In an mp4 the sound is cut, or filled with silence, to
-    /// the length of the video; in a WAV it stays as it is; a PNG takes no notice of it.
-    pub fn finish(self, audio: Option<&Audio>) -> Result<(), Error> {
-        if let Some(audio) = audio {
-            audio.check()?;
+    /// Goes on with the sound, after the last frame. In an mp4 all of it is cut, or filled with silence, to the length of the
+    /// video; in a WAV it stays as it is; a PNG takes no notice of it.
+    pub fn push_sound(&mut self, audio: &Audio) -> Result<(), Error> {
+        audio.check()?;
+        let kind = (audio.sample_rate, audio.channels.len());
+        if self.sound.is_some_and(|earlier| earlier != kind) {
+            return Err(Error::Sound { what: "parts of different rates or numbers of channels" });
         }
-        match self.0 {
-            Kind::Mp4(writer) => writer.finish(audio),
-            Kind::Ffmpeg(writer) => writer.finish(audio),
+        match &mut self.kind {
+            Kind::Mp4(writer) => writer.push_sound(audio)?,
+            Kind::Ffmpeg(writer) => writer.push_sound(audio)?,
+            Kind::Image(_) => {}
+            Kind::Images(writer) => writer.push_sound(audio)?,
+            Kind::Sound(writer) => writer.push(audio)?,
+        }
+        self.sound = Some(kind);
+        Ok(())
+    }
+
+    /// Puts the complete output in its place.
+    pub fn finish(self) -> Result<(), Error> {
+        match self.kind {
+            Kind::Mp4(writer) => writer.finish(),
+            Kind::Ffmpeg(writer) => writer.finish(),
             Kind::Image(writer) => writer.finish(),
-            Kind::Images(writer) => writer.finish(audio),
-            Kind::Sound(writer) => writer.finish(audio),
+            Kind::Images(writer) => writer.finish(),
+            Kind::Sound(writer) => writer.finish(),
         }
     }
 }

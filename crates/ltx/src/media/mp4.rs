@@ -1,7 +1,7 @@
 //! The built-in mp4 writer: H.264 and AAC-LC in a file that can start playing before all of it has arrived.
 //!
-//! Coded frames wait in a nameless scratch file beside the output; `finish` lays the index first and then both tracks,
-//! interleaved by half seconds. The sound is cut or filled with silence to the nearest sample of the video's length, and
+//! Coded frames, and then coded sound, wait in nameless scratch files beside the output; `finish` lays the index first and
+//! then both tracks, interleaved by half seconds. The sound is cut or filled with silence to the nearest sample of the video's length, and
 //! an edit list hides what the AAC decoder puts out ahead of it, so that both tracks start and end together. Nothing in
 //! the file depends on the time or the machine. The boxes are those of ISO/IEC 14496-12, -14 and -15.
 
@@ -26,6 +26,7 @@ pub struct Mp4 {
     frames: Vec<u32>,
     /// Key frames, counted from 1.
     keys: Vec<u32>,
+    sound: Option<Sound>,
 }
 
 impl Mp4 {
@@ -45,6 +46,7 @@ impl Mp4 {
             scratch: BufWriter::new(scratch(path)?),
             frames: Vec::new(),
             keys: Vec::new(),
+            sound: None,
         })
     }
 
@@ -59,7 +61,17 @@ impl Mp4 {
         Ok(())
     }
 
-    pub fn finish(mut self, audio: Option<&Audio>) -> Result<(), Error> {
+    /// Sound, after the last frame, of whose end it now is known.
+    pub fn push_sound(&mut self, audio: &Audio) -> Result<(), Error> {
+        if self.sound.is_none() {
+            let samples = self.rate.samples(self.frames.len(), audio.sample_rate);
+            self.sound = Some(Sound::new(audio.sample_rate, samples, scratch(self.output.path())?)?);
+        }
+        let Some(sound) = &mut self.sound else { return Ok(()) };
+        sound.push(audio).map_err(|e| self.output.error(e))
+    }
+
+    pub fn finish(mut self) -> Result<(), Error> {
         let path = self.output.path().to_owned();
         let Some((sps, pps)) = self.encoder.parameters.take() else {
             return Err(Error::NoFrames { path });
@@ -70,7 +82,8 @@ impl Mp4 {
             return Err(Error::encoder(&path, "the clip is longer than twelve hours".into()));
         }
         let duration = ticks * self.frames.len() as u32;
-        let sound = audio.map(|audio| encode_sound(audio, self.rate, self.frames.len())).transpose()?;
+        let sound = self.sound.take().map(Sound::finish).transpose();
+        let mut sound = sound.map_err(|e| self.output.error(e))?;
         let movie = Movie { size: self.size, timescale, duration, settings: &self.settings };
 
         // Half a second of one track, then of the other.
@@ -89,10 +102,9 @@ impl Mp4 {
                 Chunk { frames: (first, end), units: (units_until(first), units_until(end)) }
             })
             .collect();
-        let unit_sizes: Vec<u32> =
-            sound.iter().flat_map(|sound| &sound.units).map(|unit| unit.len() as u32).collect();
+        let unit_sizes = sound.as_ref().map_or(&[][..], |sound| &sound.units[..]);
         let sum = |sizes: &[u32]| sizes.iter().map(|&size| u64::from(size)).sum::<u64>();
-        let data = sum(&self.frames) + sum(&unit_sizes);
+        let data = sum(&self.frames) + sum(unit_sizes);
         let large = data + (64 << 20) > u64::from(u32::MAX);
 
         let index = |start: u64| {
@@ -114,7 +126,7 @@ impl Mp4 {
             let mut tracks = vec![movie.video_track(&sps, &pps, &video, &self.keys)];
             if let Some(sound) = &sound {
                 let samples = Samples {
-                    sizes: &unit_sizes,
+                    sizes: unit_sizes,
                     ticks: aac::FRAME as u32,
                     chunks: &units,
                     offsets: &audio,
@@ -134,22 +146,23 @@ impl Mp4 {
         let start = (head.len() + index(0).len() + data_head.len()) as u64;
         let index = index(start);
 
+        let sizes: Vec<[u64; 2]> = chunks
+            .iter()
+            .map(|Chunk { frames, units }| {
+                [sum(&self.frames[frames.0..frames.1]), sum(&unit_sizes[units.0..units.1])]
+            })
+            .collect();
         let write = || -> io::Result<()> {
-            self.scratch.flush()?;
-            let scratch = self.scratch.get_mut();
-            scratch.rewind()?;
-            let mut frames = io::BufReader::new(scratch);
+            let mut frames = from_the_start(&mut self.scratch)?;
+            let mut units = sound.as_mut().map(|sound| from_the_start(&mut sound.scratch)).transpose()?;
             let mut out = BufWriter::new(self.output.file());
             for part in [head, index, data_head] {
                 out.write_all(&part)?;
             }
-            for chunk in &chunks {
-                let bytes = sum(&self.frames[chunk.frames.0..chunk.frames.1]);
-                if io::copy(&mut frames.by_ref().take(bytes), &mut out)? != bytes {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                for unit in sound.iter().flat_map(|sound| &sound.units[chunk.units.0..chunk.units.1]) {
-                    out.write_all(unit)?;
+            for [of_frames, of_units] in sizes {
+                copy(&mut frames, of_frames, &mut out)?;
+                if let Some(units) = &mut units {
+                    copy(units, of_units, &mut out)?;
                 }
             }
             out.flush()
@@ -160,23 +173,72 @@ impl Mp4 {
     }
 }
 
+/// What was written to a scratch file.
+fn from_the_start(scratch: &mut BufWriter<File>) -> io::Result<io::BufReader<&mut File>> {
+    scratch.flush()?;
+    let scratch = scratch.get_mut();
+    scratch.rewind()?;
+    Ok(io::BufReader::new(scratch))
+}
+
+/// Exactly so many bytes.
+fn copy(from: &mut impl Read, bytes: u64, to: &mut impl Write) -> io::Result<()> {
+    match io::copy(&mut from.take(bytes), to)? {
+        copied if copied == bytes => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
 /// Half a second: frames and AAC access units, from and up to.
 struct Chunk {
     frames: (usize, usize),
     units: (usize, usize),
 }
 
+/// The sound on its way, as long as the video.
 struct Sound {
+    encoder: Option<aac::Encoder>,
     config: Vec<u8>,
-    units: Vec<Vec<u8>>,
     sample_rate: u32,
+    /// Samples that are still to come.
+    left: usize,
+    scratch: BufWriter<File>,
+    /// Bytes of each access unit.
+    units: Vec<u32>,
 }
 
-fn encode_sound(audio: &Audio, rate: FrameRate, frames: usize) -> Result<Sound, Error> {
-    let [left, right] = audio.stereo(rate.samples(frames, audio.sample_rate));
-    let sample_rate = audio.sample_rate;
-    let encoded = aac::encode(&left, &right, sample_rate).ok_or(Error::SampleRate { sample_rate })?;
-    Ok(Sound { config: encoded.config, units: encoded.units, sample_rate })
+impl Sound {
+    fn new(sample_rate: u32, samples: usize, scratch: File) -> Result<Self, Error> {
+        let encoder = aac::Encoder::new(sample_rate).ok_or(Error::SampleRate { sample_rate })?;
+        let (config, scratch) = (encoder.config(), BufWriter::new(scratch));
+        Ok(Self { encoder: Some(encoder), config, sample_rate, left: samples, scratch, units: Vec::new() })
+    }
+
+    fn push(&mut self, audio: &Audio) -> io::Result<()> {
+        let count = audio.samples().min(self.left);
+        self.left -= count;
+        let [left, right] = audio.stereo(count);
+        let units = self.encoder.as_mut().map_or_else(Vec::new, |encoder| encoder.push(&left, &right));
+        self.write(units)
+    }
+
+    /// Fills up with silence what did not come.
+    fn finish(mut self) -> io::Result<Self> {
+        while self.left > 0 {
+            self.push(&Audio::silence(self.sample_rate, self.left))?;
+        }
+        let units = self.encoder.take().map_or_else(Vec::new, aac::Encoder::finish);
+        self.write(units)?;
+        Ok(self)
+    }
+
+    fn write(&mut self, units: Vec<Vec<u8>>) -> io::Result<()> {
+        for unit in units {
+            self.scratch.write_all(&unit)?;
+            self.units.push(unit.len() as u32);
+        }
+        Ok(())
+    }
 }
 
 struct Movie<'a> {

@@ -1,4 +1,4 @@
-//! What a run makes: latents, frames that are decoded on demand, and sound.
+//! What a run makes: latents, and frames and sound that are decoded on demand.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -7,18 +7,43 @@ use std::path::Path;
 use mlx::{Array, Dtype};
 use safetensors::tensor::TensorView;
 
+use super::Sound;
+use super::networks::Loader;
+use crate::checkpoint::{Checkpoint, Component};
 use crate::error::{Error, Result};
-use crate::media::{Audio, Frame, Output};
-use crate::video_vae::rgb8;
+use crate::media::{Frame, Output};
+use crate::noise::Noise;
+use crate::progress::Progress;
+use crate::video_vae::{ConvDecoder, Tiling, rgb8};
 
-/// A finished clip.
+/// A finished clip. Frames and sound are made when they are asked for, a little at a time, by networks that are in memory only
+/// while they are: to make one after the other takes less memory than both together.
 pub struct Clip {
     /// The latents that it decodes from.
     pub latents: Latents,
-    /// The frames, in order.
-    pub frames: Frames,
-    /// The sound, unless a silent clip was asked for.
-    pub audio: Option<Audio>,
+    pub(super) loader: Loader,
+    pub(super) files: Checkpoint,
+    pub(super) tiling: Tiling,
+    pub(super) noise: Noise,
+}
+
+impl Clip {
+    /// The frames, in order, from the first on.
+    pub fn frames(&self, progress: &mut dyn Progress) -> Result<Frames> {
+        self.files.release();
+        let decoder = Component::VideoDecoder;
+        let decoder = self.loader.load(&self.files, decoder, progress, ConvDecoder::load)?;
+        let mut noise = self.noise.clone();
+        let draw = move |shape: &[i32]| Ok(noise.normal(shape)?);
+        Ok(Frames::new(decoder.decode(&self.latents.video, &self.tiling, draw)?))
+    }
+
+    /// The sound, from the beginning on, unless the clip is silent.
+    pub fn sound(&self, progress: &mut dyn Progress) -> Result<Option<Sound>> {
+        self.files.release();
+        let sound = |latent| Sound::new(self.loader, &self.files, latent, progress);
+        self.latents.audio.as_ref().map(sound).transpose()
+    }
 }
 
 /// Final latents, normalized, in f32.

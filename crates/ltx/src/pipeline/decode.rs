@@ -6,67 +6,79 @@ use mlx::{Array, Dtype};
 
 use super::clip::check_finite;
 use super::networks::{Loader, check_decoders};
-use super::{Clip, Frames, LatentFile, Latents, UnreadPolicy};
-use crate::audio_vae::AudioDecoder;
+use super::{Clip, LatentFile, UnreadPolicy};
+use crate::audio_vae::{self, AudioDecoder};
 use crate::checkpoint::{Checkpoint, Component, Residency};
 use crate::error::{Error, Result};
 use crate::media::Audio;
 use crate::noise::Noise;
 use crate::progress::Progress;
 use crate::shape::VideoShape;
-use crate::trace::Trace;
-use crate::video_vae::{ConvDecoder, Tiling};
-use crate::vocoder::Vocoder;
+use crate::video_vae::Tiling;
+use crate::vocoder::{self, Vocoder};
 
-/// Latents → the clip, whose frames are decoded as they are asked for.
-pub fn clip(
-    loader: Loader,
-    files: &Checkpoint,
-    latents: Latents,
-    tiling: Tiling,
-    noise: Noise,
-    progress: &mut dyn Progress,
-) -> Result<Clip> {
-    let sound = latents.audio.as_ref();
-    let audio = sound.map(|latent| audio(loader, files, latent, progress)).transpose()?;
-    let frames = video(loader, files, &latents.video, tiling, noise, progress)?;
-    Ok(Clip { latents, frames, audio })
+/// The sound of a clip, some seconds at a time: each step of the iterator makes samples of both channels that follow on
+/// those before. After an error there are no more.
+pub struct Sound {
+    decoder: AudioDecoder,
+    vocoder: Vocoder,
+    mel: audio_vae::Passage,
+    waveform: vocoder::Passage,
+    files: Checkpoint,
+    failed: bool,
 }
 
-/// (1, channels, frames, bins) → the sound.
-fn audio(
-    loader: Loader,
-    checkpoint: &Checkpoint,
-    latent: &Array,
-    progress: &mut dyn Progress,
-) -> Result<Audio> {
-    progress.phase("decode audio", 0)?;
-    let decoder = loader.load(checkpoint, Component::AudioDecoder, progress, AudioDecoder::load)?;
-    let mel = decoder.forward(latent)?; // (1, 2, frames, bins)
-    drop(decoder);
-    checkpoint.release();
-    check_finite(&mel, "audio_decoder", "the spectrogram")?;
-    let vocoder = loader.load(checkpoint, Component::Vocoder, progress, Vocoder::load)?;
-    let waveform = vocoder.forward(&mel, &mut Trace::off())?.astype(Dtype::F32)?; // (1, 2, samples)
-    check_finite(&waveform, "vocoder", "the sound")?;
-    let samples = waveform.dim(-1) as usize;
-    let channels = waveform.to_f32()?.chunks(samples.max(1)).map(<[f32]>::to_vec).collect();
-    checkpoint.release();
-    Ok(Audio { sample_rate: vocoder.sample_rate(), channels })
+impl Sound {
+    /// The sound of a latent (1, channels, frames, bins).
+    pub(super) fn new(
+        loader: Loader,
+        files: &Checkpoint,
+        latent: &Array,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
+        let decoder = loader.load(files, Component::AudioDecoder, progress, AudioDecoder::load)?;
+        let vocoder = loader.load(files, Component::Vocoder, progress, Vocoder::load)?;
+        let (mel, waveform) = (decoder.enter(latent)?, vocoder.enter());
+        Ok(Self { decoder, vocoder, mel, waveform, files: files.clone(), failed: false })
+    }
+
+    /// Latent frames whose sound is made, and all of them: 25 are a second.
+    pub fn progress(&self) -> (usize, usize) {
+        self.mel.progress()
+    }
+
+    fn make(&mut self) -> Result<Option<Audio>> {
+        loop {
+            if let Some(waveform) = self.vocoder.next(&mut self.waveform)? {
+                check_finite(&waveform, "vocoder", "the sound")?;
+                let samples = waveform.dim(-1) as usize;
+                let channels = waveform.to_f32()?.chunks(samples.max(1)).map(<[f32]>::to_vec).collect();
+                return Ok(Some(Audio { sample_rate: self.vocoder.sample_rate(), channels }));
+            }
+            let Some((mel, last)) = self.decoder.next(&mut self.mel)? else { return Ok(None) };
+            check_finite(&mel, "audio_decoder", "the spectrogram")?;
+            self.vocoder.push(&mut self.waveform, &mel, last)?;
+        }
+    }
 }
 
-/// (1, channels, frames, height, width) → frames, decoded as they are asked for.
-fn video(
-    loader: Loader,
-    checkpoint: &Checkpoint,
-    latent: &Array,
-    tiling: Tiling,
-    mut noise: Noise,
-    progress: &mut dyn Progress,
-) -> Result<Frames> {
-    let decoder = loader.load(checkpoint, Component::VideoDecoder, progress, ConvDecoder::load)?;
-    let draw = move |shape: &[i32]| Ok(noise.normal(shape)?);
-    Ok(Frames::new(decoder.decode(latent, &tiling, draw)?))
+impl Iterator for Sound {
+    type Item = Result<Audio>;
+
+    fn next(&mut self) -> Option<Result<Audio>> {
+        if self.failed {
+            return None;
+        }
+        let made = self.make();
+        self.failed = made.is_err();
+        made.transpose()
+    }
+}
+
+impl Drop for Sound {
+    fn drop(&mut self) {
+        self.files.release();
+    }
 }
 
 /// A latent file and the model that will decode it, checked.
@@ -118,9 +130,10 @@ impl Decoding {
         &self.file
     }
 
-    /// The clip, whose frames are decoded as they are asked for, in tiles of so many pixels and frames.
-    pub fn run(&self, tiling: Tiling, progress: &mut dyn Progress) -> Result<Clip> {
+    /// The clip, which is decoded as it is asked for, its frames in tiles of so many pixels and frames.
+    pub fn run(&self, tiling: Tiling) -> Clip {
+        let (loader, files) = (self.loader, self.files.clone());
         let noise = Noise::after(self.file.seed, self.file.noise);
-        clip(self.loader, &self.files, self.file.latents.clone(), tiling, noise, progress)
+        Clip { latents: self.file.latents.clone(), loader, files, tiling, noise }
     }
 }

@@ -1,7 +1,7 @@
 //! Recipes: from a request to a clip. The only place where text, transformer, autoencoders and files meet.
 //!
 //! [`Plan::new`] checks everything that can be checked without weights; [`Plan::run`] does the work, one network in
-//! memory at a time, and gives a [`Clip`] whose frames are decoded as they are asked for.
+//! memory at a time, and gives a [`Clip`] that is decoded as it is asked for.
 
 mod choose;
 mod clip;
@@ -26,7 +26,7 @@ pub(crate) use conditioning::Text;
 pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
-pub use decode::Decoding;
+pub use decode::{Decoding, Sound};
 pub use generation::{Generation, Kind};
 pub use images::{ImageCondition, ImageSource};
 pub use latent_file::LatentFile;

@@ -14,7 +14,7 @@ use super::stage::{Keeper, Stage};
 use super::text::{Prompts, texts};
 use super::window::{Window, seed};
 use super::window_tail::{Given, Tail, append};
-use super::{Clip, Latents, Plan, decode};
+use super::{Clip, Latents, Plan};
 use crate::checkpoint::Component;
 use crate::diffusion::patchify::{audio_latent, video_latent};
 use crate::dit::Dit;
@@ -34,11 +34,11 @@ struct Setting<'a> {
 }
 
 impl Plan<'_> {
-    /// Makes the clip. Its frames are decoded when they are asked for.
+    /// Makes the clip. It is decoded when it is asked for.
     pub fn run(&self, progress: &mut dyn Progress) -> Result<Clip> {
         let (latents, noise) = self.make(progress)?;
-        let noise = Noise::after(self.request.seed, noise);
-        decode::clip(self.loader(), &self.checkpoint, latents, self.request.tiling, noise, progress)
+        let (loader, files, tiling) = (self.loader(), self.checkpoint.clone(), self.request.tiling);
+        Ok(Clip { latents, loader, files, tiling, noise: Noise::after(self.request.seed, noise) })
     }
 
     /// Makes the latents of the clip that `output` would be, to be decoded later.

@@ -15,6 +15,9 @@ use crate::checkpoint::{Config, Weights};
 use crate::error::{Error, Result};
 use crate::trace::Trace;
 
+/// Latent frames that go in together, at most: with the first of them, two seconds at 24 frames per second. More would only take
+/// more memory, and a small picture's would then grow with its length.
+const AT_ONCE: i32 = 6;
 /// Share of noise in the latents that a conditioned decoder is given, and the timestep it is told.
 const NOISE: f32 = 0.025;
 const TIMESTEP: f32 = 0.05;
@@ -173,7 +176,7 @@ impl ConvDecoder {
         let (t, p, value) = (t as usize, p as usize, self.dtype.size());
         // The latent in f32, as it comes and on its way to the decoder's own, and that.
         let latent = frames * height * width * self.latent as usize * (8 + value);
-        let at_once = (self.network().at_once(height as i32, width as i32) as usize).min(frames);
+        let at_once = (self.at_once(height as i32, width as i32) as usize).min(frames);
         let Amount { kept, working, out } = self.network().amount(at_once, height, width);
         // A piece of pixels in the network's type, its order changed, in f32, and what is blended of it.
         let stream = latent + kept * value + (working * value).max(out * (2 * value + 12));
@@ -182,6 +185,13 @@ impl ConvDecoder {
         let blended = 2 * sizes.shared * t * frame;
         let together = if sizes.spatial { 3 * frames * t * frame } else { 0 };
         Ok(stream + blended + together)
+    }
+
+    /// How many frames of a latent (height, width) go in at a time.
+    fn at_once(&self, height: i32, width: i32) -> i32 {
+        let network = self.network();
+        let most = if network.streams() { AT_ONCE } else { i32::MAX };
+        network.at_once(height, width).min(most)
     }
 
     /// A latent as the first layer takes it.
@@ -271,7 +281,7 @@ impl<N: FnMut(&[i32]) -> Result<Array>> Decode for Noisy<N> {
     }
 
     fn next(&mut self, tile: &mut Passage) -> Result<Option<Array>> {
-        let count = self.decoder.network().at_once(tile.latent.dim(2), tile.latent.dim(3));
+        let count = self.decoder.at_once(tile.latent.dim(2), tile.latent.dim(3));
         let pixels = self.decoder.frames(tile, count, &mut self.noise, &mut Trace::off())?;
         Ok(pixels.map(|pixels| pixels.squeeze(&[0])).transpose()?)
     }

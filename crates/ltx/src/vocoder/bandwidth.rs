@@ -9,7 +9,7 @@ use super::generator::{Final, Generator, clamp};
 use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
 use crate::nn::Conv;
-use crate::overlap::{Piece, Reach, in_pieces};
+use crate::overlap::{Piece, Pieces, Reach};
 use crate::trace::Trace;
 
 /// The quietest magnitude that the logarithm sees.
@@ -76,32 +76,36 @@ impl Bandwidth {
         self.sample_rate
     }
 
-    /// Waveform (batch, samples, 2) → (batch, ratio · samples, 2) in [-1, 1], `at_once` frames of the second generator at a
-    /// time.
-    pub(super) fn forward(&self, waveform: &Array, at_once: i32, trace: &mut Trace) -> Result<Array> {
-        trace.record(|| "low_rate", || channels_first(waveform))?;
-        let (batch, samples) = (waveform.dim(0), waveform.dim(1));
-        let missing = (self.hop - samples % self.hop) % self.hop;
-        let x = waveform.pad(1, 0, missing, 0.0)?; // (batch, frames · hop, 2)
-        let frames = x.reshape(&[batch, -1, self.hop, 2])?;
+    /// A waveform (batch, samples, 2), to be looked at `at_once` frames of the second generator at a time.
+    pub(super) fn pieces(&self, at_once: i32) -> Pieces {
         let Reach { before, after } = self.generator.reach();
         let resampled = self.resample.reach() / self.hop + 1;
-        let reach =
-            Reach { before: (before + self.length / self.hop).max(resampled), after: after.max(resampled) };
+        let reach = Reach {
+            before: (before + self.length / self.hop).max(resampled) * self.hop,
+            after: after.max(resampled) * self.hop,
+        };
+        Pieces::new(1, at_once.saturating_mul(self.hop), reach)
+    }
+
+    /// The next (batch, ratio · samples, 2) in [-1, 1] for which enough of a waveform is known.
+    pub(super) fn next(&self, waveform: &mut Pieces, trace: &mut Trace) -> Result<Option<Array>> {
+        let Some((x, Piece { own, seen, .. })) = waveform.next()? else { return Ok(None) };
+        trace.record(|| "low_rate", || channels_first(&x))?;
+        let (batch, samples) = (x.dim(0), x.dim(1));
+        let missing = (self.hop - samples % self.hop) % self.hop;
+        let x = x.pad(1, 0, missing, 0.0)?; // (batch, frames · hop, 2)
+        let mel = self.mel(&x)?; // (batch, 2, frames, bins)
+        trace.record(|| "bwe_mel", || Ok(mel.clone()))?;
+        let (frames, bins) = (mel.dim(2), mel.dim(3));
+        let mel = mel.transpose(&[0, 2, 1, 3])?.reshape(&[batch, frames, 2 * bins])?;
+        let skip = self.resample.forward(&x)?;
+        trace.record(|| "skip", || channels_first(&skip))?;
+        let sum = clamp(&self.generator.piece(&mel)?.add(&skip)?)?;
         let ratio = self.generator.samples_per_frame() / self.hop;
-        let sum = in_pieces(&frames, 1, at_once, reach, 1, |frames, Piece { own, seen }| {
-            let x = frames.reshape(&[batch, -1, 2])?;
-            let mel = self.mel(&x)?; // (batch, 2, frames, bins)
-            trace.record(|| "bwe_mel", || Ok(mel.clone()))?;
-            let (frames, bins) = (mel.dim(2), mel.dim(3));
-            let mel = mel.transpose(&[0, 2, 1, 3])?.reshape(&[batch, frames, 2 * bins])?;
-            let skip = self.resample.forward(&x)?;
-            trace.record(|| "skip", || channels_first(&skip))?;
-            let sum = clamp(&self.generator.piece(&mel)?.add(&skip)?)?;
-            let hop = self.hop * ratio;
-            Ok(sum.slice(1, (own.start - seen.start) * hop..(own.end - seen.start) * hop)?)
-        })?;
-        Ok(sum.slice(1, 0..samples * ratio)?)
+        let own = (own.start - seen.start) * ratio..(own.end - seen.start) * ratio;
+        let sum = sum.slice(1, own)?.contiguous()?;
+        sum.eval()?;
+        Ok(Some(sum))
     }
 
     /// Waveform (batch, frames · hop, 2) → log-mel (batch, 2, frames, bins). A frame ends with its hop, and sees no

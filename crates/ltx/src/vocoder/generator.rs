@@ -7,7 +7,7 @@ use super::filter::AntiAliased;
 use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
 use crate::nn::{self, Bias, Conv, TransposedConv};
-use crate::overlap::{Piece, Reach, in_pieces};
+use crate::overlap::{Piece, Pieces, Reach};
 
 /// Kernel of the first and last convolution.
 const EDGE_KERNEL: i32 = 7;
@@ -212,15 +212,16 @@ impl Generator {
         Reach { before: frames.ceil() as i32, after: frames.ceil() as i32 }
     }
 
-    /// Mel (batch, frames, 2 · bins), side by side → waveform (batch, samples, 2), `at_once` frames at a time.
-    pub(super) fn forward(&self, mel: &Array, at_once: i32) -> Result<Array> {
+    /// The next of a waveform (batch, samples, 2) for which enough of its mel (batch, frames, 2 · bins), side by side, is known.
+    pub(super) fn next(&self, mel: &mut Pieces) -> Result<Option<(Array, bool)>> {
+        let Some((mel, Piece { own, seen, last })) = mel.next()? else { return Ok(None) };
+        let waveform = self.piece(&mel)?;
         let samples = self.samples_per_frame;
-        in_pieces(mel, 1, at_once, self.reach(), 1, |mel, Piece { own, seen }| {
-            let waveform = self.piece(mel)?;
-            // Where a kernel and its rate are not both even or odd, there is a little more at the end.
-            let end = if own.end == seen.end { waveform.dim(1) } else { (own.end - seen.start) * samples };
-            Ok(waveform.slice(1, (own.start - seen.start) * samples..end)?)
-        })
+        // Where a kernel and its rate are not both even or odd, there is a little more at the end.
+        let end = if last { waveform.dim(1) } else { (own.end - seen.start) * samples };
+        let waveform = waveform.slice(1, (own.start - seen.start) * samples..end)?.contiguous()?;
+        waveform.eval()?;
+        Ok(Some((waveform, last)))
     }
 
     /// Mel (batch, frames, 2 · bins), side by side → waveform (batch, samples, 2), at once.
