@@ -257,6 +257,16 @@ impl Weights {
         })
     }
 
+    /// Those at and below this place.
+    pub(super) fn tensors_below(&self) -> impl Iterator<Item = (&File, String)> {
+        let (source, prefix) = (&self.source, self.join(""));
+        let tensors = source.tensors.range(prefix.clone()..);
+        let below = tensors.take_while(move |(path, _)| path.starts_with(&prefix));
+        below.filter_map(move |(path, &file)| {
+            Some((source.files.get(file)?.as_ref(), format!("{}{path}", source.root)))
+        })
+    }
+
     /// Whether LoRAs change the tensor of a full key.
     pub(super) fn changes(&self, key: &str) -> bool {
         self.fusion.as_ref().is_some_and(|fusion| fusion.changes(key))
