@@ -34,8 +34,7 @@ pub fn run(arguments: &Generate) -> Result<()> {
         if arguments.resume { Some(crate::resume::open(&arguments.output, &mut terminal)?) } else { None };
     let enhanced = saved.as_ref().and_then(|saved| crate::resume::enhanced(saved, &note));
     let begun = saved.as_ref().and_then(SavedRun::note);
-    let mut chosen =
-        crate::plan::packing(arguments, &mut request, begun.and_then(|note| note.get("bits")))?;
+    let mut chosen = crate::plan::packing(arguments, &mut request, begun.and_then(|note| note.get("bits")))?;
     if let Some(tiling) = begun.and_then(crate::plan::kept_tiling) {
         request.tiling = arguments.tiles.tiling().unwrap_or(tiling);
     }
@@ -53,10 +52,10 @@ pub fn run(arguments: &Generate) -> Result<()> {
         Some(saved) => Plan::resume(&request, saved, note.clone())?,
         None => Plan::new(&request)?,
     };
-    let speed = if arguments.no_cache || arguments.quiet { None } else { crate::plan::speed(&request, true) };
     let limits = crate::plan::limits(arguments.memory, arguments.stream, arguments.tiles.tiling());
     chosen.extend(plan.fit(&limits)?);
     let forecast = plan.forecast(limits.base)?;
+    let speed = if arguments.no_cache || arguments.quiet { None } else { crate::plan::speed(&request, true) };
     let options = Options {
         width: plan.width() as u32,
         height: plan.height() as u32,

@@ -21,10 +21,10 @@ pub fn run(arguments: &Generate) -> Result<()> {
     let (mut request, _) = crate::generate::request(arguments)?;
     let mut notes = packing(arguments, &mut request, None)?;
     let mut plan = Plan::new(&request)?;
-    let speed = speed(&request, !arguments.no_cache);
     let limits = limits(arguments.memory, arguments.stream, arguments.tiles.tiling());
     notes.extend(plan.fit(&limits)?);
     let forecast = plan.forecast(limits.base)?;
+    let speed = speed(&request, !arguments.no_cache);
     if arguments.json {
         println!("{}", describe(&plan, &forecast, &limits, speed.as_ref(), &notes));
         return Ok(());
@@ -79,10 +79,16 @@ fn describe(
 pub fn limits(memory: Memory, fixed_residency: bool, tiling: Option<Tiling>) -> Limits {
     Limits {
         base: crate::memory::resident(),
-        most: memory.memory.or_else(crate::memory::most),
+        most: memory.memory.or_else(free),
         fixed_residency,
         fixed_tiling: tiling.is_some(),
     }
+}
+
+/// What there is, where the device's memory is the machine's own.
+fn free() -> Option<u64> {
+    let own = cfg!(target_os = "macos") || mlx::device::current() == mlx::device::Device::Cpu;
+    own.then(crate::memory::most).flatten()
 }
 
 /// Decides on the packing where that was left open: as an interrupted run has, or by what fits.

@@ -29,8 +29,16 @@ pub struct Facts {
 
 /// The video's decoder.
 pub type Pictures = (ConvDecoder, Footprint);
-/// The decoder of spectrograms, the vocoder, and its generators.
-pub type Sound = (Footprint, Footprint, Vec<Generator>);
+
+/// What makes sound.
+pub struct Sound {
+    /// The decoder of spectrograms.
+    pub decoder: Footprint,
+    /// Bytes of the widest thing that it makes of a mel frame.
+    pub frame: usize,
+    pub vocoder: Footprint,
+    pub generators: Vec<Generator>,
+}
 
 impl Facts {
     pub fn new(plan: &Plan) -> Result<Self> {
@@ -89,9 +97,16 @@ pub fn pictures(files: &Checkpoint, dtype: Dtype) -> Result<Pictures> {
 
 /// What makes sound in some files.
 pub fn sound(files: &Checkpoint, dtype: Dtype) -> Result<Sound> {
-    let (decoder, _) = files.component(Component::AudioDecoder, dtype)?;
+    let (decoder, network) = files.component(Component::AudioDecoder, dtype)?;
     let (vocoder, config) = files.component(Component::Vocoder, Dtype::F32)?;
-    Ok((decoder.convolution_footprint(), vocoder.convolution_footprint(), generators(&config)?))
+    let network = network.at("audio_vae")?.at("model")?.at("params")?.at("ddconfig")?;
+    let size = |key, usual| Ok::<_, crate::Error>(network.optional_usize(key)?.unwrap_or(usual));
+    Ok(Sound {
+        decoder: decoder.convolution_footprint(),
+        frame: size("ch", 128)? * size("mel_bins", 64)? * dtype.size(),
+        vocoder: vocoder.convolution_footprint(),
+        generators: generators(&config)?,
+    })
 }
 
 /// The text encoder and what makes contexts of its hidden states.
@@ -103,6 +118,8 @@ pub struct Text {
     /// Tokens of each prompt.
     prompts: Vec<usize>,
     projection: Footprint,
+    /// Each modality has a projection of its own, which normalizes every token by itself.
+    each: bool,
     connectors: Footprint,
     /// Widths of both connectors together.
     width: usize,
@@ -136,6 +153,7 @@ impl Text {
             intermediate,
             prompts,
             projection: footprint(Component::Projection)?,
+            each: !plan.checkpoint.component(Component::Projection, dtype)?.0.has("aggregate_embed.weight"),
             connectors: footprint(Component::Connector)?,
             width: (contexts.video + contexts.audio) as usize,
             length: MAX_TOKENS,
@@ -155,8 +173,8 @@ impl Text {
         let layers = self.gemma.count;
         let states = all * (layers + 1) * self.hidden * value;
         let layer = longest * (3 * self.intermediate + 8 * self.hidden) * value;
-        // Stacked as they are, in f32, squared or moved to the middle, and as the projection takes them.
-        let stacked = longest * (layers + 1) * self.hidden * (8 + 2 * value);
+        // Stacked as they are, in f32, moved to the middle (or squared, scaled, and that again), as the projection takes them.
+        let stacked = longest * (layers + 1) * self.hidden * (if self.each { 16 } else { 8 } + 2 * value);
         let features = all * self.width * value;
         let connected =
             self.length * self.width * 8 * value + self.prompts.len() * self.length * self.width * value;

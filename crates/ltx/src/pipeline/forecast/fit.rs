@@ -124,7 +124,7 @@ impl Plan<'_> {
 }
 
 /// The first of these that fits: all in memory, as many blocks as fit, none but those that are on their way, that one alone.
-fn best(count: usize, fits: impl Fn(Residency) -> bool) -> Residency {
+pub(super) fn best(count: usize, fits: impl Fn(Residency) -> bool) -> Residency {
     if fits(Residency::Resident) {
         return Residency::Resident;
     }

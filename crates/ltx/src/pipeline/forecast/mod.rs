@@ -5,6 +5,8 @@
 mod facts;
 mod fit;
 mod speed;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use mlx::Dtype;
@@ -12,6 +14,8 @@ use mlx::Dtype;
 pub use fit::{Limits, choose_packing};
 pub use speed::Speed;
 
+use super::window::Window;
+use super::window_tail::VIDEO_PAST;
 use super::{Plan, Request};
 use crate::checkpoint::Residency;
 use crate::diffusion::Both;
@@ -21,13 +25,14 @@ use crate::error::Result;
 use crate::shape::{AudioShape, FRAMES_PER_LATENT, LatentShape, PIXELS_PER_LATENT, VideoShape};
 use crate::video_vae::Tiling;
 use facts::Facts;
-use work::{Pass, denoising, upsampling, vocoding};
+use work::{Pass, denoising, spectrogram, upsampling, vocoding};
 
-/// What is there in every phase beside what is counted: freed arrays that are kept for reuse (32 MiB), scratch memory of
-/// kernels, and what the allocator cannot give back.
-const OVERHEAD: u64 = 48 << 20;
-/// Share of what is counted by which it is more in truth: memory comes in pages and is given back late.
-const LOSS: u64 = 33;
+/// What is there in every phase beside what is counted: threads, code that is used for the first time.
+const OVERHEAD: u64 = 8 << 20;
+/// And at most, where there is as much work: freed arrays that are kept for reuse (32 MiB), scratch memory of kernels.
+const REUSED: u64 = 40 << 20;
+/// Share of the work by which it is more in truth: memory that was given back lies between what is in use.
+const LOSS: u64 = 8;
 
 /// How a run keeps its weights and cuts its pictures. Only the tiling changes its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +85,7 @@ pub struct Phase {
 impl Phase {
     /// Bytes in memory at once, beside what the program takes in any phase.
     pub fn bytes(&self) -> u64 {
-        let counted = self.weights + self.work;
-        counted + self.work / LOSS + OVERHEAD
+        self.weights + self.work + self.work / LOSS + self.work.min(REUSED) + OVERHEAD
     }
 }
 
@@ -120,8 +124,8 @@ struct Sizes {
     window: usize,
     /// How many windows there are.
     windows: usize,
-    /// Latent frames that a window is given of the last one.
-    overlap: usize,
+    /// Latent frames that are decoded anew between windows, at most.
+    joined: usize,
     frame_rate: f64,
 }
 
@@ -152,19 +156,18 @@ impl Plan<'_> {
             video: self.video,
             window: longest.map_or(1, |window| window.video.length),
             windows: self.windows.len(),
-            overlap: self.windows.iter().map(|window| window.video.given).max().unwrap_or(0),
+            joined: self.windows.iter().map(joined).max().unwrap_or(0),
             frame_rate: self.request.frame_rate,
         }
     }
 
     fn phases(&self, facts: &Facts, sizes: &Sizes, choices: &Choices) -> Result<Vec<Phase>> {
         let mut phases = Vec::new();
-        phases.extend(facts.text.as_ref().map(|text| text.phase(choices.text, facts.dtype)));
-        phases.extend(self.image_phase(facts, sizes));
-        if let Some(join) = self.join_phase(facts, sizes)? {
-            phases.push(join);
+        // Of an interrupted run that has its latents nothing else is left to do.
+        let begins = self.saved.as_ref().is_none_or(|saved| saved.latents_path().is_none());
+        if begins {
+            phases.extend(self.latent_phases(facts, sizes, choices)?);
         }
-        phases.extend(self.denoising_phases(facts, sizes, choices));
         if !self.request.skip_vae {
             let latents = sizes.sound(sizes.video.latent().frames);
             phases.extend(facts.sound.as_ref().map(|sound| sound_phase(sound, latents)));
@@ -173,19 +176,32 @@ impl Plan<'_> {
         Ok(phases)
     }
 
+    /// Up to the latents of the clip.
+    fn latent_phases(&self, facts: &Facts, sizes: &Sizes, choices: &Choices) -> Result<Vec<Phase>> {
+        let mut phases = Vec::new();
+        phases.extend(facts.text.as_ref().map(|text| text.phase(choices.text, facts.dtype)));
+        phases.extend(self.image_phase(facts, sizes));
+        if let Some(join) = self.join_phase(facts, sizes)? {
+            phases.push(join);
+        }
+        phases.extend(self.denoising_phases(facts, sizes, choices));
+        Ok(phases)
+    }
+
     fn image_phase(&self, facts: &Facts, sizes: &Sizes) -> Option<Phase> {
         let (encoder, weights) = facts.encoder.as_ref().filter(|_| !self.images.is_empty())?;
         let (bytes, operations) = encoder.cost([1, sizes.video.height, sizes.video.width]);
-        let count = self.request.images.len() as u64;
+        let count = self.request.images.len() as f64;
         let pixels = (sizes.video.height * sizes.video.width * 3 * 4) as u64;
         let stages = self.steps.len() as f64;
         Some(Phase {
             name: "encode images",
             kept: String::new(),
             weights: weights.held() + weights.passing,
-            work: bytes as u64 + pixels * (2 * count + 2),
+            // As f32 between -1 and 1, on their way there, and as they were.
+            work: bytes as u64 + 3 * pixels,
             cost: Cost {
-                convolution: operations * count as f64 * stages,
+                convolution: operations * count * stages,
                 read: weights.mapped as f64,
                 ..Cost::default()
             },
@@ -201,7 +217,7 @@ impl Plan<'_> {
             return Ok(None);
         };
         let VideoShape { height, width, .. } = sizes.video;
-        let latent = [sizes.overlap + PAST, height / PIXELS_PER_LATENT, width / PIXELS_PER_LATENT];
+        let latent = [sizes.joined.max(1), height / PIXELS_PER_LATENT, width / PIXELS_PER_LATENT];
         let frames = (latent[0] - 1) * FRAMES_PER_LATENT + 1;
         let pixels = (frames * height * width * 3 * 4) as u64;
         let decoding = decoder.bytes(&Tiling::auto(), latent)? as u64 + theirs.held();
@@ -213,8 +229,8 @@ impl Plan<'_> {
             name: "join windows",
             kept: String::new(),
             weights: weights.held(),
-            // The pieces, all of them joined, and what is between the two.
-            work: decoding.max(encoding) - weights.held() + 3 * pixels,
+            // With the pieces as they come, which are joined and kept between 0 and 1 when nothing else is there.
+            work: (decoding.max(encoding) - weights.held() + pixels).max(3 * pixels),
             cost: Cost {
                 convolution: times * (operations + decoder.operations(&Tiling::auto(), latent)?),
                 read: times * (own.mapped + theirs.mapped) as f64,
@@ -292,12 +308,18 @@ impl Plan<'_> {
     }
 }
 
-fn sound_phase((decoder, vocoder, generators): &facts::Sound, latents: usize) -> Phase {
+fn sound_phase(sound: &facts::Sound, latents: usize) -> Phase {
+    let facts::Sound { decoder, frame, vocoder, generators } = sound;
     let (work, convolution) = vocoding(generators, latents);
+    let parts = [
+        (decoder.held() + decoder.passing, spectrogram(*frame, latents)),
+        (vocoder.held() + vocoder.passing, work),
+    ];
+    let (weights, work) = parts.into_iter().max_by_key(|(weights, work)| weights + work).unwrap_or_default();
     Phase {
         name: "decode audio",
         kept: String::new(),
-        weights: decoder.held().max(vocoder.held() + vocoder.passing),
+        weights,
         work,
         cost: Cost { convolution, read: (decoder.mapped + vocoder.mapped) as f64, ..Cost::default() },
     }
@@ -331,8 +353,11 @@ fn picture_phase((decoder, weights): &facts::Pictures, video: VideoShape, tiling
     })
 }
 
-/// Latent frames before an overlap that are decoded with it.
-const PAST: usize = 4;
+/// Latent frames that are decoded anew before a window.
+fn joined(window: &Window) -> usize {
+    window.video.given + window.video.start.min(VIDEO_PAST)
+}
+
 /// Bytes for each pixel of a frame that the clip's encoder takes.
 const PICTURES: usize = 60;
 

@@ -79,21 +79,19 @@ impl Speed {
     }
 }
 
-/// Operations in a second: the best of a few tries after one that counts for nothing.
+/// Operations in a second: the middle of a few tries after one that counts for nothing.
 fn rate(mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     let before = nn::operations();
     run()?;
     let operations = (nn::operations() - before) as f64;
-    let (begun, mut best) = (Instant::now(), f64::MAX);
-    for _ in 0..8 {
+    let (begun, mut tries) = (Instant::now(), Vec::new());
+    while tries.is_empty() || (tries.len() < 20 && begun.elapsed().as_secs_f64() < 0.15) {
         let start = Instant::now();
         run()?;
-        best = best.min(start.elapsed().as_secs_f64());
-        if begun.elapsed().as_secs_f64() > 0.1 {
-            break;
-        }
+        tries.push(start.elapsed().as_secs_f64());
     }
-    Ok(operations / best.max(1e-9))
+    tries.sort_by(f64::total_cmp);
+    Ok(operations / tries.get(tries.len() / 2).copied().unwrap_or(1.0).max(1e-9))
 }
 
 /// Bytes of a file read in a second. What the system still has of it comes faster than from the disk, now as later.

@@ -49,9 +49,10 @@ pub fn denoising(config: &dit::Config, pass: &Pass, dtype: Dtype) -> (u64, Cost)
         let waiting = waiting * batch * tokens * width;
         // Rotary tables of the stream and of the exchange, for each set of prompts.
         let rotary = patterns * tokens * (width + narrow);
-        // The context, moved and scaled, its keys and its values; and those that wait.
-        let context = text * width * (3 * batch + patterns * batch);
-        let latents = tokens * channels * 4 * (12 + 4 * pass.passes as u64);
+        // The contexts as they came; and joined, moved and scaled, keys and values, for those that wait too.
+        let contexts = 1 + u64::from(pass.negative);
+        let context = text * width * (contexts + (4 + patterns) * batch);
+        let latents = tokens * channels * 4 * (16 + 6 * pass.passes as u64);
         (active + waiting + rotary + context) * value + latents
     };
     let channels = |stream: &dit::StreamConfig| stream.in_channels.max(stream.out_channels) as u64;
@@ -80,6 +81,13 @@ pub fn upsampling(latent: LatentShape, channels: usize, dtype: Dtype) -> (u64, f
     (work, 2.0 * kernel * (8.0 * low + 8.0 * 4.0 * low + low))
 }
 
+/// Bytes of decoding a spectrogram of so many latent frames, of which the widest layer makes `frame` bytes a mel frame.
+pub fn spectrogram(frame: usize, latents: usize) -> u64 {
+    const AT_ONCE: usize = 256 + 16;
+    const ARRAYS: usize = 6;
+    (4 * latents.min(AT_ONCE) * frame * ARRAYS) as u64
+}
+
 /// A generator of the vocoder.
 #[derive(Clone, Debug)]
 pub struct Generator {
@@ -102,11 +110,13 @@ pub fn vocoding(generators: &[Generator], latents: usize) -> (u64, f64) {
         let piece = (all as usize).min(AT_ONCE) + REACH.min(all as usize);
         for &(samples, channels) in stages {
             work = work.max((piece * samples * channels * 4 * STAGE) as u64);
-            operations += 2.0 * all * samples as f64 * (channels * channels * taps) as f64;
+            operations += SLOWER * 2.0 * all * samples as f64 * (channels * channels * taps) as f64;
         }
     }
     (work, operations)
 }
 
+/// How much longer the vocoder takes for what it computes than other convolutions: in f32, with much between them.
+const SLOWER: f64 = 2.5;
 /// Arrays of a stage of the vocoder that are alive at once.
-const STAGE: usize = 7;
+const STAGE: usize = 10;
