@@ -53,7 +53,12 @@ impl Plan<'_> {
     }
 
     /// As it fits, or as small as it gets.
-    fn choose(&self, facts: &Facts, sizes: &Sizes, limits: &Limits) -> Result<(Choices, Vec<String>)> {
+    pub(super) fn choose(
+        &self,
+        facts: &Facts,
+        sizes: &Sizes,
+        limits: &Limits,
+    ) -> Result<(Choices, Vec<String>)> {
         let mut choices = self.choices;
         let mut said = Vec::new();
         let Some(most) = limits.most else { return Ok((choices, said)) };
