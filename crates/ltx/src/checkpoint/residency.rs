@@ -80,8 +80,13 @@ impl<T> Blocks<T> {
                 places: if places.first().is_some_and(Weights::settles) { places } else { Vec::new() },
             },
             Residency::Streaming { ahead, kept } => {
-                let mut blocks = places.iter().map(&load).collect::<Result<Vec<T>>>()?;
-                blocks.truncate(kept);
+                let mut blocks = Vec::new();
+                for place in &places {
+                    let block = load(place)?;
+                    if blocks.len() < kept {
+                        blocks.push(block);
+                    }
+                }
                 Kept::Streamed { reader: Reader::new()?, load: Box::new(load), ahead, kept: blocks, places }
             }
         }))
