@@ -2,6 +2,7 @@
 //! an alias.
 
 mod files;
+mod memory;
 
 use std::path::PathBuf;
 
@@ -13,8 +14,9 @@ use crate::shots::Shots;
 
 pub use files::{
     CacheCommand, Decode, EncodeText, LikeChoice, LoraCommand, LoraInspect, LoraMerge, Quantize, Resume,
-    Synth, Tiles,
+    Synth,
 };
+pub use memory::{Memory, Tiles, Wish, wish};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -31,6 +33,8 @@ pub struct Cli {
 pub enum Command {
     /// Generate a clip with sound from a prompt
     Generate(Box<Generate>),
+    /// Say what generate with the same options would take of memory and time, and run nothing
+    Plan(Box<Generate>),
     /// Show what is in a model file or folder
     #[command(alias = "info")]
     Inspect(Inspect),
@@ -268,15 +272,18 @@ pub struct Generate {
     /// Type of weights and activations
     #[arg(long, value_name = "TYPE", value_enum, default_value_t = DtypeChoice::Bf16)]
     pub dtype: DtypeChoice,
-    /// Pack the large matrices of the transformer and the text encoder while they are read, to use less memory
-    #[arg(long, value_name = "BITS", value_enum, default_value_t = QuantizeChoice::None)]
-    pub quantize: QuantizeChoice,
+    /// Pack the large matrices of the transformer and the text encoder while they are read, to use less memory: none, 8, 4,
+    /// mxfp8, nvfp4, or auto for 8 or 4 where that lets the transformer stay in memory [default: none]
+    #[arg(long, value_name = "BITS", value_parser = wish, default_value = "none", hide_default_value = true)]
+    pub quantize: Wish,
     /// What encodes the clip
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = EncoderChoice::Builtin)]
     pub encoder: EncoderChoice,
     /// Read the transformer and the text encoder block by block as they compute, instead of keeping them in memory
     #[arg(long)]
     pub stream: bool,
+    #[command(flatten)]
+    pub memory: Memory,
     #[command(flatten)]
     pub tiles: Tiles,
     /// Go on with what an interrupted run of this very command has done

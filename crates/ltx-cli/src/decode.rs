@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use ltx::media::{FrameRate, Options, Writer};
 use ltx::pipeline::{Decoding, LatentFile, SavedRun};
+use ltx::video_vae::Tiling;
 use ltx::{Error, Result};
 
 use crate::args::Decode;
@@ -39,7 +40,12 @@ pub fn run(arguments: &Decode) -> Result<()> {
     check_output(&output, video.frames, file.latents.audio.is_some())?;
     let writer = Writer::create(&output, &options)?;
     let mut terminal = Terminal::new(arguments.quiet);
-    write(&decoding.run(arguments.tiles.tiling()), writer, video.frames, &mut terminal)?;
+    let asked = arguments.tiles.tiling();
+    let begun = run.as_ref().and_then(SavedRun::note).and_then(crate::plan::kept_tiling);
+    let limits = crate::plan::limits(arguments.memory, false, asked);
+    let (tiling, chosen, forecast) = decoding.fit(asked.or(begun).unwrap_or(Tiling::auto()), &limits)?;
+    crate::plan::say(chosen, &forecast, None, &mut terminal);
+    write(&decoding.run(tiling), writer, video.frames, &mut terminal)?;
     if let Some(run) = run.filter(|_| arguments.output.is_none()) {
         run.remove();
     }
@@ -50,6 +56,7 @@ pub fn run(arguments: &Decode) -> Result<()> {
         settings: file.settings.clone(),
         timings: terminal.finish(),
         started,
+        forecast: forecast.peak().1,
     };
     summary.print(Printing { json: arguments.json, timings: arguments.timings, quiet: arguments.quiet });
     Ok(())

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 use ltx::checkpoint::Residency;
 use ltx::diffusion::step::Sampler;
 use ltx::media::{Encoder, FrameRate, Options, Writer};
-use ltx::pipeline::{Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, UnreadPolicy, frames_of};
+use ltx::pipeline::{
+    Clip, GuidanceOverride, LatentFile, Plan, Recipe, Request, SavedRun, UnreadPolicy, frames_of,
+};
 use ltx::progress::{Event, Progress};
+use ltx::video_vae::Tiling;
 use ltx::{Error, Result};
 use serde_json::json;
 
 use crate::args::{EncoderChoice, Generate, RecipeChoice, SamplerChoice};
-use crate::terminal::{Terminal, peak_memory, seconds};
+use crate::terminal::{Terminal, gib, peak_memory, seconds};
 use crate::toy::{self, Toy};
 
 /// Frames made at once, unless others are asked for: the official pipelines' own number.
@@ -30,6 +33,11 @@ pub fn run(arguments: &Generate) -> Result<()> {
     let saved =
         if arguments.resume { Some(crate::resume::open(&arguments.output, &mut terminal)?) } else { None };
     let enhanced = saved.as_ref().and_then(|saved| crate::resume::enhanced(saved, &note));
+    let begun = saved.as_ref().and_then(SavedRun::note);
+    let mut chosen = crate::plan::packing(arguments, &mut request, begun.and_then(|note| note.get("bits")))?;
+    if let Some(tiling) = begun.and_then(crate::plan::kept_tiling) {
+        request.tiling = arguments.tiles.tiling().unwrap_or(tiling);
+    }
     if let Some(prompt) = enhanced.filter(|_| arguments.enhance_prompt) {
         request.prompt = Some(prompt);
     } else if arguments.enhance_prompt {
@@ -44,6 +52,10 @@ pub fn run(arguments: &Generate) -> Result<()> {
         Some(saved) => Plan::resume(&request, saved, note.clone())?,
         None => Plan::new(&request)?,
     };
+    let limits = crate::plan::limits(arguments.memory, arguments.stream, arguments.tiles.tiling());
+    chosen.extend(plan.fit(&limits)?);
+    let forecast = plan.forecast(limits.base)?;
+    let speed = if arguments.no_cache || arguments.quiet { None } else { crate::plan::speed(&request, true) };
     let options = Options {
         width: plan.width() as u32,
         height: plan.height() as u32,
@@ -60,14 +72,17 @@ pub fn run(arguments: &Generate) -> Result<()> {
         // Whether to stop is asked at every step.
         let _ = terminal.event(Event::Note(note));
     }
+    crate::plan::say(chosen, &forecast, speed.as_ref(), &mut terminal);
     if plan.saved().is_none() {
+        let mut note = note;
+        crate::plan::keep(&mut note, &plan);
         plan.save_in(crate::resume::create(&arguments.output, &mut terminal)?, note);
     }
     let done = if arguments.skip_vae {
         drop(writer);
-        skip_vae(arguments, &plan, terminal, started)
+        skip_vae(arguments, &plan, terminal, (started, forecast.peak().1))
     } else {
-        clip(arguments, &plan, writer, terminal, started)
+        clip(arguments, &plan, writer, terminal, (started, forecast.peak().1))
     };
     match (&done, plan.saved()) {
         (Ok(()), Some(saved)) => saved.remove(),
@@ -83,7 +98,7 @@ fn clip(
     plan: &Plan,
     writer: Writer,
     mut terminal: Terminal,
-    started: Instant,
+    (started, forecast): (Instant, u64),
 ) -> Result<()> {
     let clip = plan.run(&mut terminal)?;
     if let Some(path) = &arguments.save_latents {
@@ -98,13 +113,19 @@ fn clip(
         settings: plan.settings(),
         timings: terminal.finish(),
         started,
+        forecast,
     };
     summary.print(Printing { json: arguments.json, timings: arguments.timings, quiet: arguments.quiet });
     Ok(())
 }
 
 /// Writes latents and a picture of them in the place of a clip.
-fn skip_vae(arguments: &Generate, plan: &Plan, mut terminal: Terminal, started: Instant) -> Result<()> {
+fn skip_vae(
+    arguments: &Generate,
+    plan: &Plan,
+    mut terminal: Terminal,
+    (started, forecast): (Instant, u64),
+) -> Result<()> {
     let [latents, picture] = LatentFile::paths(&arguments.output);
     for path in [&latents, &picture] {
         ltx::pipeline::check_latents_path(path)?;
@@ -141,6 +162,7 @@ fn skip_vae(arguments: &Generate, plan: &Plan, mut terminal: Terminal, started: 
         settings: settings.clone(),
         timings: terminal.finish(),
         started,
+        forecast,
     };
     summary.print(Printing { json: arguments.json, timings: arguments.timings, quiet: arguments.quiet });
     Ok(())
@@ -180,6 +202,8 @@ pub struct Summary<'a> {
     pub settings: serde_json::Value,
     pub timings: Vec<(String, Duration)>,
     pub started: Instant,
+    /// The peak of memory that was foretold, in bytes.
+    pub forecast: u64,
 }
 
 /// How it is said.
@@ -193,7 +217,7 @@ pub struct Printing {
 impl Summary<'_> {
     /// Prints it to stdout.
     pub fn print(self, Printing { json: as_json, timings: with_timings, quiet }: Printing) {
-        let Self { output, what, disclaimer, settings, timings, started } = self;
+        let Self { output, what, disclaimer, settings, timings, started, forecast } = self;
         let output = output.display().to_string();
         if as_json {
             let timings: serde_json::Map<_, _> =
@@ -202,7 +226,7 @@ impl Summary<'_> {
                 "{}",
                 json!({
                     "output": output, "seconds": started.elapsed().as_secs_f64(), "timings": timings,
-                    "peak_memory_bytes": peak_memory(), "settings": settings,
+                    "peak_memory_bytes": peak_memory(), "forecast_memory_bytes": forecast, "settings": settings,
                 })
             );
             return;
@@ -212,6 +236,8 @@ impl Summary<'_> {
             for (name, took) in &timings {
                 println!("{name:width$}  {}", seconds(*took));
             }
+            let peak = peak_memory().map_or_else(|| "unknown".into(), gib);
+            println!("peak memory {peak}, forecast {}", gib(forecast));
         }
         if !quiet {
             println!("{output}: {what} in {}", seconds(started.elapsed()));
@@ -229,9 +255,8 @@ pub fn encoder(choice: EncoderChoice) -> Encoder {
     }
 }
 
-/// One block ahead is enough: a block takes longer to compute than the next one to be asked for.
 pub fn residency(stream: bool) -> Residency {
-    if stream { Residency::Streaming { ahead: 1 } } else { Residency::Resident }
+    if stream { Residency::STREAMING } else { Residency::Resident }
 }
 
 pub fn unread(allow: bool, strict: bool) -> UnreadPolicy {
@@ -260,7 +285,7 @@ pub fn check_output(output: &Path, frames: usize, sound: bool) -> Result<()> {
 }
 
 /// What was asked for, and the built-in model if that is to make it.
-fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
+pub fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
     let guidance = &arguments.guidance;
     let video_guidance = GuidanceOverride {
         cfg: guidance.cfg,
@@ -332,10 +357,10 @@ fn request(arguments: &Generate) -> Result<(Request, Option<Toy>)> {
         placeholder: arguments.placeholder,
         skip_vae: arguments.skip_vae,
         force_guidance: arguments.guidance.force_guidance,
-        quantize: arguments.quantize.packing(),
+        quantize: None, // decided when it is known what fits
         unread: unread(arguments.allow_unread, arguments.strict),
         residency: residency(arguments.stream),
-        tiling: arguments.tiles.tiling(),
+        tiling: arguments.tiles.tiling().unwrap_or(Tiling::auto()),
     };
     if toy {
         toy::suit(&mut request);

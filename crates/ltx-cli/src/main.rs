@@ -15,7 +15,9 @@ mod images;
 mod inspect;
 mod lora;
 mod machine;
+mod memory;
 mod models;
+mod plan;
 mod quantize;
 mod resume;
 mod shots;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     }
     match command {
         Command::Generate(arguments) => finish(generate::run(&arguments)),
+        Command::Plan(arguments) => finish(plan::run(&arguments)),
         Command::Inspect(arguments) => finish(inspect::run(&arguments)),
         Command::EncodeText(arguments) => finish(encode::run(&arguments)),
         Command::Resume(arguments) => finish(resume::run(&arguments)),

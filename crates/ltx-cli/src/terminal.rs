@@ -130,6 +130,26 @@ pub fn seconds(duration: Duration) -> String {
     }
 }
 
+/// What may be off by a third: `a second`, `40 s`, `12 min`, `3 h 20 min`
+pub fn about(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    match seconds {
+        ..1.5 => "a second".into(),
+        ..10.0 => format!("{seconds:.0} s"),
+        ..95.0 => format!("{:.0} s", (seconds / 5.0).round() * 5.0),
+        ..3570.0 => format!("{minutes} min"),
+        _ => {
+            let minutes = (minutes + 5) / 10 * 10;
+            format!("{} h {:02} min", minutes / 60, minutes % 60)
+        }
+    }
+}
+
+/// `1.61 GiB`
+pub fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)
+}
+
 fn memory() -> String {
     peak_memory().map_or_else(String::new, |bytes| {
         format!(", peak memory {:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
@@ -155,6 +175,12 @@ mod tests {
         assert_eq!(seconds(Duration::from_millis(420)), "0.4 s");
         assert_eq!(seconds(Duration::from_secs(37)), "37 s");
         assert_eq!(seconds(Duration::from_secs(725)), "12 min 05 s");
+    }
+
+    #[test]
+    fn what_is_about_is_round() {
+        let told = [0.2, 7.4, 41.0, 200.0, 3_580.0, 12_100.0].map(about);
+        assert_eq!(told, ["a second", "7 s", "40 s", "3 min", "1 h 00 min", "3 h 20 min"]);
     }
 
     #[test]

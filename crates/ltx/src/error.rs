@@ -37,6 +37,18 @@ pub enum Error {
         /// What to do about it.
         remedy: String,
     },
+    /// A run needs more memory than there is, and would even if everything were streamed and cut that can be.
+    #[error("{phase} needs {} of memory, and there are {}", Gigabytes(needs), Gigabytes(available))]
+    Memory {
+        /// What needs the most.
+        phase: &'static str,
+        /// Bytes.
+        needs: u64,
+        /// Bytes.
+        available: u64,
+        /// What would fit.
+        remedy: String,
+    },
     /// A value stopped being a finite number, so the result would be a black or silent clip.
     #[error("{tensor} of the {component} is not finite{}", Step(step))]
     NotFinite {
@@ -63,6 +75,14 @@ struct Key<'a>(&'a Option<String>);
 impl fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.as_ref().map_or(Ok(()), |key| write!(f, ": {key}"))
+    }
+}
+
+struct Gigabytes<'a>(&'a u64);
+
+impl fmt::Display for Gigabytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} GB", *self.0 as f64 / 1e9)
     }
 }
 
@@ -99,7 +119,10 @@ impl Error {
     /// What the user can do about it, as a sentence.
     pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::Request { remedy, .. } | Self::File { remedy, .. } | Self::Machine { remedy, .. } => {
+            Self::Request { remedy, .. }
+            | Self::File { remedy, .. }
+            | Self::Machine { remedy, .. }
+            | Self::Memory { remedy, .. } => {
                 Some(remedy.clone()).filter(|remedy| !remedy.is_empty())
             }
             Self::NotFinite { .. } => Some("try --dtype f32, another --seed, or lower guidance; `ltx verify` tells whether this build computes correctly".into()),

@@ -82,9 +82,9 @@ fn guided_passes_are_the_same() {
         let model = checkpoint(generation);
         for dtype in [Dtype::Bf16, Dtype::F32] {
             let resident = guided(&model, generation, dtype, Residency::Resident);
-            for ahead in [0, 1, 7] {
-                let streamed = guided(&model, generation, dtype, Residency::Streaming { ahead });
-                assert!(resident == streamed, "{generation} {dtype}, {ahead} ahead");
+            for (ahead, kept) in [(0, 0), (1, 0), (7, 0), (0, 1), (1, 1), (1, 9)] {
+                let streamed = guided(&model, generation, dtype, Residency::Streaming { ahead, kept });
+                assert!(resident == streamed, "{generation} {dtype}, {ahead} ahead, {kept} kept");
             }
         }
     }
@@ -97,8 +97,8 @@ fn loras_are_fused_on_the_way() {
     let (fused, _) = plain.fused(&[(&lora, 0.75)]).unwrap();
     let run = |model, residency| guided(model, "2.3", Dtype::Bf16, residency);
     let resident = run(&fused, Residency::Resident);
-    assert!(resident == run(&fused, Residency::Streaming { ahead: 1 }));
-    assert!(resident != run(&plain, Residency::Streaming { ahead: 1 }));
+    assert!(resident == run(&fused, Residency::STREAMING));
+    assert!(resident != run(&plain, Residency::STREAMING));
 }
 
 #[test]
@@ -113,13 +113,13 @@ fn the_text_encoder_is_the_same() {
         states.iter().flatten().map(bits).collect()
     };
     let resident = states(Residency::Resident);
-    assert!(resident.len() > 4 && resident == states(Residency::Streaming { ahead: 1 }));
+    assert!(resident.len() > 4 && resident == states(Residency::STREAMING));
 }
 
 #[test]
 fn a_missing_block_is_found_before_anything_computes() {
     let (weights, config) = checkpoint("2.3").component(Component::Dit, Dtype::F32).unwrap();
-    let short = weights.at("transformer_blocks.0").kept(Residency::Streaming { ahead: 1 });
+    let short = weights.at("transformer_blocks.0").kept(Residency::STREAMING);
     let error = Dit::load(&short, &config).unwrap_err().to_string();
     assert!(error.contains("is missing"), "{error}");
 }

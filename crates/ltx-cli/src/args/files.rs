@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use ltx::video_vae::Tiling;
 
+use super::memory::{Memory, Tiles};
 use super::{DeviceChoice, DtypeChoice, EncoderChoice, QuantizeChoice};
 
 #[derive(Debug, Args)]
@@ -51,34 +51,6 @@ pub struct EncodeText {
     pub quiet: bool,
 }
 
-/// The pieces that a clip is decoded in.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct Tiles {
-    /// Height and width of the tiles that the video is decoded in, a multiple of 32 from 64: smaller ones need less memory
-    #[arg(long, value_name = "PIXELS", default_value = "768", value_parser = multiple::<32>)]
-    tile_size: i32,
-    /// Their length in frames, a multiple of 8 from 16
-    #[arg(long, value_name = "N", default_value = "80", value_parser = multiple::<8>)]
-    tile_frames: i32,
-}
-
-/// A multiple of what one latent element stands for, at least two of them.
-fn multiple<const UNIT: i32>(text: &str) -> Result<i32, String> {
-    let number = text.parse().ok().filter(|number: &i32| *number >= 2 * UNIT && number % UNIT == 0);
-    number.ok_or_else(|| format!("give a multiple of {UNIT}, at least {}", 2 * UNIT))
-}
-
-impl Tiles {
-    /// Neighbours share what they do officially, or half of a smaller tile.
-    pub fn tiling(self) -> Tiling {
-        let shared = |size: i32, official: i32, unit: i32| official.min(size / 2 / unit * unit);
-        Tiling {
-            spatial: Some((self.tile_size, shared(self.tile_size, 64, 32))),
-            temporal: Some((self.tile_frames, shared(self.tile_frames, 24, 8))),
-        }
-    }
-}
-
 #[derive(Debug, Args)]
 pub struct Resume {
     /// The clip that the run was to write, or the folder .ltx-run-… beside it [default: the one in this folder]
@@ -112,6 +84,8 @@ pub struct Decode {
     /// What encodes the clip
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = EncoderChoice::Builtin)]
     pub encoder: EncoderChoice,
+    #[command(flatten)]
+    pub memory: Memory,
     #[command(flatten)]
     pub tiles: Tiles,
     /// Stop when any file holds tensors that nobody reads

@@ -5,6 +5,7 @@
 
 mod component;
 mod config;
+mod footprint;
 mod gguf;
 mod header;
 pub mod lora;
@@ -14,6 +15,7 @@ mod weights;
 
 pub use component::Component;
 pub use config::Config;
+pub use footprint::{BlockFootprint, Footprint};
 pub(crate) use gguf::{configuration as gguf_gemma, is_gemma as is_gguf_gemma};
 pub use header::{File, TensorInfo};
 pub use residency::{Blocks, Residency, Streamed};

@@ -2,7 +2,7 @@
 //!
 //! Files are memory-mapped, so "read" means that the system brings pages in when a block computes, and "in memory" that
 //! they stay. Streaming has a thread bring in the next block while this one computes (after the last comes the first, for
-//! the next step), and gives this one's pages back after.
+//! the next step), and gives this one's pages back after. Some blocks may stay, so that fewer have to be read.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -23,11 +23,19 @@ pub enum Residency {
     /// All of them, for as long as the network lives.
     #[default]
     Resident,
-    /// One at a time.
+    /// One at a time, but for those that stay.
     Streaming {
         /// How many blocks are read ahead while one computes. They are in memory beside it.
         ahead: usize,
+        /// How many blocks, from the first on, stay in memory once they were read.
+        kept: usize,
     },
+}
+
+impl Residency {
+    /// Streaming that keeps no block and reads one ahead, which is enough: a block takes longer to compute than the next one
+    /// to be asked for.
+    pub const STREAMING: Self = Self::Streaming { ahead: 1, kept: 0 };
 }
 
 /// What streaming took.
@@ -44,14 +52,13 @@ pub struct Blocks<T>(Kept<T>);
 
 enum Kept<T> {
     /// With the places of blocks that hold what they need of their files once they have computed.
-    All {
-        blocks: Vec<T>,
-        places: Vec<Weights>,
-    },
+    All { blocks: Vec<T>, places: Vec<Weights> },
     Streamed {
         reader: Reader,
         load: Load<T>,
         ahead: usize,
+        /// Those that stay, the first of all.
+        kept: Vec<T>,
         places: Vec<Weights>,
     },
 }
@@ -70,13 +77,17 @@ impl<T> Blocks<T> {
         Ok(Self(match weights.residency() {
             Residency::Resident => Kept::All {
                 blocks: places.iter().map(load).collect::<Result<_>>()?,
-                places: if weights.is_packed_on_the_way() { places } else { Vec::new() },
+                places: if places.iter().any(Weights::settles) { places } else { Vec::new() },
             },
-            Residency::Streaming { ahead } => {
+            Residency::Streaming { ahead, kept } => {
+                let mut blocks = Vec::new();
                 for place in &places {
-                    load(place)?;
+                    let block = load(place)?;
+                    if blocks.len() < kept {
+                        blocks.push(block);
+                    }
                 }
-                Kept::Streamed { reader: Reader::new()?, load: Box::new(load), ahead, places }
+                Kept::Streamed { reader: Reader::new()?, load: Box::new(load), ahead, kept: blocks, places }
             }
         }))
     }
@@ -113,12 +124,21 @@ impl<T> Blocks<T> {
                 places.get(index).into_iter().flat_map(Weights::copied).for_each(Span::release);
                 done
             }
-            Kept::Streamed { places, load, ahead, reader } => {
+            Kept::Streamed { places, load, ahead, kept, reader } => {
                 let place = places.get(index).ok_or_else(missing)?;
-                let ring = (index..places.len()).chain(0..index).take(ahead.saturating_add(1));
-                reader.bring(ring.map(|index| (index, &places[index])));
-                let done = work(&load(place)?);
-                place.spans().into_iter().for_each(Span::release);
+                let own = kept.get(index);
+                let streamed = kept.len()..places.len();
+                let ring = (index..places.len()).chain(0..index).filter(|index| streamed.contains(index));
+                let ring = ring.take(ahead.saturating_add(usize::from(own.is_none())));
+                reader.ask(ring.map(|index| (index, &places[index])));
+                let Some(block) = own else {
+                    reader.wait();
+                    let done = work(&load(place)?);
+                    place.spans().into_iter().for_each(Span::release);
+                    return done;
+                };
+                let done = work(block);
+                place.copied().into_iter().for_each(Span::release);
                 done
             }
         }
@@ -205,11 +225,11 @@ impl Reader {
         Ok(Self { asked: Some(asked), thread: Some(thread), stop, coming, streamed })
     }
 
-    /// Has the blocks of `ring` brought in, and waits for the first.
-    fn bring<'a>(&self, ring: impl Iterator<Item = (usize, &'a Weights)>) {
+    /// Has the blocks of `ring` brought in.
+    fn ask<'a>(&self, ring: impl Iterator<Item = (usize, &'a Weights)>) {
         let (mut coming, mut ring) = (self.coming.borrow_mut(), ring.peekable());
         let first = ring.peek().map(|(index, _)| *index);
-        while coming.front().is_some_and(|(index, _)| Some(*index) != first) {
+        while first.is_some() && coming.front().is_some_and(|(index, _)| Some(*index) != first) {
             coming.pop_front();
         }
         let mut streamed = self.streamed.get();
@@ -222,8 +242,15 @@ impl Reader {
                 coming.push_back((index, there));
             }
         }
+        self.streamed.set(streamed);
+    }
+
+    /// Waits for the first of the blocks that were asked for.
+    fn wait(&self) {
         let start = Instant::now();
-        let _ = coming.pop_front().map(|(_, there)| there.recv());
+        let first = self.coming.borrow_mut().pop_front();
+        let _ = first.map(|(_, there)| there.recv());
+        let mut streamed = self.streamed.get();
         streamed.waited += start.elapsed();
         self.streamed.set(streamed);
     }
@@ -300,7 +327,7 @@ mod tests {
         let size = |index| place.at(index).spans().iter().map(|span| span.bytes.len() as u64).sum::<u64>();
         let (zero, one) = (size(0), size(1));
         let load = |ahead| {
-            let kept = place.clone().kept(Residency::Streaming { ahead });
+            let kept = place.clone().kept(Residency::Streaming { ahead, kept: 0 });
             Blocks::load(&kept, 2, |block| Ok(block.has("attn1.to_q.weight"))).unwrap()
         };
         // Blocks 0 and 1 twice; with reading ahead, 0 for a third time that does not come.
@@ -311,6 +338,15 @@ mod tests {
             }
             assert_eq!(blocks.streaming().unwrap().bytes, expected, "{ahead} ahead");
             assert_eq!(blocks.streaming(), Some(Streamed::default()));
+        }
+        // Block 0 stays: what is read is block 1, once for each time and once more for a time that does not come.
+        for (ahead, expected) in [(0, 2 * one), (1, 3 * one)] {
+            let kept = place.clone().kept(Residency::Streaming { ahead, kept: 1 });
+            let blocks = Blocks::load(&kept, 2, |block| Ok(block.has("attn1.to_q.weight"))).unwrap();
+            for index in [0, 1, 0, 1] {
+                assert!(blocks.with(index, |&found| Ok(found)).unwrap());
+            }
+            assert_eq!(blocks.streaming().unwrap().bytes, expected, "{ahead} ahead");
         }
     }
 
@@ -327,7 +363,7 @@ mod tests {
             })
             .unwrap()
         };
-        for (residency, expected) in [(Residency::Resident, 2), (Residency::Streaming { ahead: 1 }, 5)] {
+        for (residency, expected) in [(Residency::Resident, 2), (Residency::STREAMING, 5)] {
             let blocks = counted(residency);
             for index in [0, 1, 0] {
                 assert!(blocks.with(index, |&found| Ok(found)).unwrap());

@@ -120,18 +120,15 @@ impl Weights {
         self.residency
     }
 
-    /// Whether networks hold copies of tensors in another form than the file's.
-    pub(super) fn is_packed_on_the_way(&self) -> bool {
-        self.packing.is_some() || self.source.files.iter().any(|file| file.is_gguf())
-    }
-
-    /// [`Self::spans`] of what networks hold copies of once they have computed: of quantized GGUF alone where nothing is
-    /// packed on the way, and not of what has no packing like it.
+    /// [`Self::spans`] of what networks hold copies of once they have computed, if that is most of what is here.
     pub(super) fn copied(&self) -> Vec<Span> {
-        let all = self.packing.is_some();
-        let copied =
-            |file: &File, key: &str| file.quantized(key).is_some_and(|kind| kind.packing().is_some());
-        self.spans_where(|file, key| all || copied(file, key))
+        if !self.settles() {
+            return Vec::new();
+        }
+        let packed = self.packing.is_some();
+        self.spans_where(|file, key| {
+            packed || file.quantized(key).is_none_or(|kind| kind.packing().is_some())
+        })
     }
 
     /// Where in their files the tensors below this place are, with what changes them.
@@ -274,6 +271,16 @@ impl Weights {
     pub(super) fn tensors(&self) -> impl Iterator<Item = (&File, String)> {
         let source = &self.source;
         source.tensors.iter().filter_map(move |(path, &file)| {
+            Some((source.files.get(file)?.as_ref(), format!("{}{path}", source.root)))
+        })
+    }
+
+    /// Those at and below this place.
+    pub(super) fn tensors_below(&self) -> impl Iterator<Item = (&File, String)> {
+        let (source, prefix) = (&self.source, self.join(""));
+        let tensors = source.tensors.range(prefix.clone()..);
+        let below = tensors.take_while(move |(path, _)| path.starts_with(&prefix));
+        below.filter_map(move |(path, &file)| {
             Some((source.files.get(file)?.as_ref(), format!("{}{path}", source.root)))
         })
     }

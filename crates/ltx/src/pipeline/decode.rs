@@ -125,6 +125,11 @@ impl Decoding {
         Ok(Self { file, files, loader })
     }
 
+    /// The model, and the type that it computes in.
+    pub(super) fn files(&self) -> (&Checkpoint, Dtype) {
+        (&self.files, self.loader.dtype)
+    }
+
     /// The latents and what is known of them.
     pub fn file(&self) -> &LatentFile {
         &self.file

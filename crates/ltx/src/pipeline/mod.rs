@@ -7,6 +7,7 @@ mod choose;
 mod clip;
 mod conditioning;
 mod decode;
+mod forecast;
 mod generation;
 mod images;
 mod latent_file;
@@ -27,6 +28,7 @@ pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
 pub use decode::{Decoding, Sound};
+pub use forecast::{Choices, Cost, Forecast, Limits, Phase, Speed, choose_packing};
 pub use generation::{Generation, Kind};
 pub use images::{ImageCondition, ImageSource};
 pub use latent_file::LatentFile;

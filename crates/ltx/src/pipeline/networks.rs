@@ -63,8 +63,8 @@ impl Loader {
 
 impl Plan<'_> {
     pub(super) fn loader(&self) -> Loader {
-        let Request { dtype, unread, residency, .. } = *self.request;
-        Loader { dtype, unread, residency }
+        let Request { dtype, unread, .. } = *self.request;
+        Loader { dtype, unread, residency: self.choices.transformer }
     }
 
     /// Builds every network once, so that a missing, misshapen or unread tensor is found now and not after an hour. Building

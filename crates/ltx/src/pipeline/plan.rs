@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::Choices;
 use super::choose::{recipe, upsampler};
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
 use super::images::Images;
@@ -59,6 +60,8 @@ pub struct Plan<'a> {
     pub(super) notes: Vec<String>,
     /// Where what is done is saved.
     pub(super) saved: Option<SavedRun>,
+    /// How weights are kept and pictures cut.
+    pub(super) choices: Choices,
 }
 
 impl<'a> Plan<'a> {
@@ -168,6 +171,7 @@ impl<'a> Plan<'a> {
             images: Images::default(),
             notes,
             saved: None,
+            choices: Choices::of(request),
         };
         plan.check_channels(&config)?;
         let stages = plan.stages();

@@ -9,6 +9,7 @@ use super::clip::check_finite;
 use super::conditioning::{AUDIO_BINS, NoiseSource, Shapes, Text};
 use super::images::Condition;
 use super::latent_file::{LatentFile, absolute};
+use super::networks::Loader;
 use super::saved::{Film, Place};
 use super::stage::{Keeper, Stage};
 use super::text::{Prompts, texts};
@@ -37,7 +38,7 @@ impl Plan<'_> {
     /// Makes the clip. It is decoded when it is asked for.
     pub fn run(&self, progress: &mut dyn Progress) -> Result<Clip> {
         let (latents, noise) = self.make(progress)?;
-        let (loader, files, tiling) = (self.loader(), self.checkpoint.clone(), self.request.tiling);
+        let (loader, files, tiling) = (self.loader(), self.checkpoint.clone(), self.choices.tiling);
         Ok(Clip { latents, loader, files, tiling, noise: Noise::after(self.request.seed, noise) })
     }
 
@@ -94,7 +95,8 @@ impl Plan<'_> {
             }
             Prompts::Known(texts) => texts.clone(),
             Prompts::Encode(encoding) => {
-                let contexts = encoding.run(self.loader(), &self.checkpoint, progress)?;
+                let loader = Loader { residency: self.choices.text, ..self.loader() };
+                let contexts = encoding.run(loader, &self.checkpoint, progress)?;
                 let texts = texts(contexts, self.request.prompts().len());
                 if let Some(saved) = &self.saved {
                     saved.keep_texts(&texts, progress);

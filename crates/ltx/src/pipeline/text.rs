@@ -195,6 +195,15 @@ impl Encoding {
         })
     }
 
+    /// The text encoder and how many tokens each prompt has that it is to encode, if there are any.
+    pub(super) fn unknown(&self) -> Option<(&GemmaFolder, Vec<usize>)> {
+        let tokens = self.wanted.iter().filter_map(|wanted| match &wanted.state {
+            State::Tokens(ids) => Some(ids.len()),
+            State::Known(_) => None,
+        });
+        Some((self.gemma.as_ref()?, tokens.collect()))
+    }
+
     /// Builds the networks once, if they will be needed, as [`Plan`](super::Plan) does with all.
     pub fn check(&self, loader: Loader, checkpoint: &Checkpoint, progress: &mut dyn Progress) -> Result<()> {
         let Some(gemma) = &self.gemma else { return Ok(()) };

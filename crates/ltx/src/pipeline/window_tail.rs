@@ -24,7 +24,7 @@ use crate::shape::MEL_FRAMES_PER_LATENT;
 use crate::video_vae::{ConvDecoder, Encoder, Tiling};
 
 /// Latent frames before the overlap that are decoded with it: what they lack of a past does not reach into it.
-const VIDEO_PAST: usize = 3;
+pub(super) const VIDEO_PAST: usize = 3;
 const AUDIO_PAST: usize = 32;
 /// Latent frames of sound that are made anew, if the overlap is twice as long: as far as a missing past is heard.
 const AUDIO_ANEW: usize = 5;

@@ -177,7 +177,7 @@ impl ConvDecoder {
         // The latent in f32, as it comes and on its way to the decoder's own, and that.
         let latent = frames * height * width * self.latent as usize * (8 + value);
         let at_once = (self.at_once(height as i32, width as i32) as usize).min(frames);
-        let Amount { kept, working, out } = self.network().amount(at_once, height, width);
+        let Amount { kept, working, out, .. } = self.network().amount(at_once, height, width);
         // A piece of pixels in the network's type, its order changed, in f32, and what is blended of it.
         let stream = latent + kept * value + (working * value).max(out * (2 * value + 12));
         let [_, height, width] = sizes.video;
@@ -192,6 +192,13 @@ impl ConvDecoder {
         let network = self.network();
         let most = if network.streams() { AT_ONCE } else { i32::MAX };
         network.at_once(height, width).min(most)
+    }
+
+    /// About how many multiplications and additions [`Self::decode`] of a latent (frames, height, width) takes.
+    pub fn operations(&self, tiling: &Tiling, latent: [usize; 3]) -> Result<f64> {
+        let [frames, height, width] = latent;
+        let whole = self.network().amount(frames, height, width).operations;
+        Ok(whole * tiling.share(latent, self.scale)?)
     }
 
     /// A latent as the first layer takes it.

@@ -5,6 +5,7 @@ use mlx::{Array, Dtype};
 use super::config::{self, Blocks};
 use super::conv::{CausalConv, Padding};
 use super::layer::{Layer, Place};
+use super::memory::Amount;
 use super::resample::patchify;
 use super::stream::{Network, PIECE, Stream};
 use super::{Scale, Statistics, channels_first};
@@ -144,6 +145,20 @@ impl Encoder {
         let latent = self.statistics.normalize(&channels_first(&means)?.astype(Dtype::F32)?)?;
         latent.eval()?;
         Ok(latent)
+    }
+
+    /// About how many bytes encoding a video of (frames, height, width) pixels takes at most, beside the weights and the video
+    /// itself; and how many multiplications and additions.
+    pub(crate) fn cost(&self, [frames, height, width]: [usize; 3]) -> (usize, f64) {
+        let patch = self.patch.max(1) as usize;
+        let (height, width, value) = (height / patch, width / patch, self.dtype.size());
+        let at_once = (self.network().at_once(height as i32, width as i32) as usize).min(frames);
+        let Amount { kept, working, out, operations } = self.network().amount(at_once, height, width);
+        let parts = frames as f64 / at_once.max(1) as f64;
+        // The patched pixels before they are of the network's type, and means as they come, joined and in f32.
+        let patched = at_once * height * width * patch * patch * self.rgb as usize * (4 + value);
+        let means = (parts * out as f64) as usize * (2 * value + 8);
+        ((kept + working) * value + patched + means, parts * operations)
     }
 
     fn network(&self) -> Network<'_> {

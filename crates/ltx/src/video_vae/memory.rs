@@ -1,5 +1,5 @@
 //! How much memory decoding takes, told from the shapes of a decoder's layers: what they remember of the frames before,
-//! and the most that stands beside it while a piece of video is on its way.
+//! and the most that stands beside it while a piece of video is on its way; and how much arithmetic it is.
 
 use super::conv::CausalConv;
 use super::layer::Layer;
@@ -15,6 +15,8 @@ pub(super) struct Amount {
     pub working: usize,
     /// The largest piece that comes out.
     pub out: usize,
+    /// Multiplications and additions of the convolutions, for the frames that were asked about.
+    pub operations: f64,
 }
 
 /// Frames on their way through a network.
@@ -29,6 +31,8 @@ struct Walk {
     delay: usize,
     streams: bool,
     most: usize,
+    /// How often what is counted happens, because pieces are split.
+    parts: f64,
     amount: Amount,
 }
 
@@ -44,6 +48,7 @@ impl Network<'_> {
             delay: usize::from(!self.causal),
             streams: self.streams(),
             most: self.piece,
+            parts: 1.0,
             amount: Amount::default(),
         };
         walk.convolve(self.first, 1);
@@ -73,6 +78,7 @@ impl Walk {
         let at_once = (self.most / values.max(1)).clamp(1, self.frames);
         if self.streams && at_once < self.frames {
             self.held += self.piece();
+            self.parts *= self.frames as f64 / at_once as f64;
             self.frames = at_once;
         }
     }
@@ -89,6 +95,12 @@ impl Walk {
         }
     }
 
+    /// A convolution that makes frames of a height and width.
+    fn counts(&mut self, conv: &CausalConv, [frames, height, width]: [usize; 3]) {
+        let places = (frames * height * width) as f64 * self.parts;
+        self.amount.operations += 2.0 * transposed(conv) as f64 * places;
+    }
+
     /// A convolution of what stands there `copies` times.
     fn convolve(&mut self, conv: &CausalConv, copies: usize) {
         self.keeps(2);
@@ -97,6 +109,7 @@ impl Walk {
         self.height /= conv.stride[1] as usize;
         self.width /= conv.stride[2] as usize;
         self.channels = conv.outputs() as usize;
+        self.counts(conv, [self.frames, self.height, self.width]);
         let mirrored = if conv.mirrors() { x } else { 0 };
         self.needs(copies * x + mirrored + self.piece() + transposed(conv));
     }
@@ -107,6 +120,9 @@ impl Walk {
         self.keeps(2 + 2 * self.delay);
         let copies = if block.conv1.mirrors() { 5 } else { 4 };
         self.channels = block.conv1.outputs() as usize;
+        for conv in [&block.conv1, &block.conv2] {
+            self.counts(conv, [self.frames, self.height, self.width]);
+        }
         self.keeps(2);
         self.needs(copies * self.frames * wide + transposed(&block.conv1).max(transposed(&block.conv2)));
     }
@@ -120,6 +136,7 @@ impl Walk {
             Layer::Downsample(block) => {
                 self.keeps(3);
                 self.needs(4 * self.piece() + transposed(&block.conv));
+                self.counts(&block.conv, [self.frames, self.height, self.width]);
                 let [t, h, w] = block.stride.map(|size| size as usize);
                 (self.frames, self.height, self.width) =
                     (self.frames.div_ceil(t), self.height / h, self.width / w);
@@ -127,6 +144,7 @@ impl Walk {
             }
             Layer::Upsample(block) => {
                 let x = self.piece();
+                self.counts(&block.conv, [self.frames, self.height, self.width]);
                 self.keeps(2 + if block.residual.is_some() { self.delay } else { 0 });
                 let [t, h, w] = block.stride.map(|size| size as usize);
                 (self.frames, self.height, self.width) = (self.frames * t, self.height * h, self.width * w);

@@ -36,6 +36,16 @@ impl Tiling {
         Self::OFF
     }
 
+    /// Tiles of so many pixels and frames, multiples of 32 and 8. Neighbours share what they do officially, or half of a
+    /// smaller tile.
+    pub fn cut(pixels: i32, frames: i32) -> Self {
+        let shared = |size: i32, official: i32, unit: i32| official.min(size / 2 / unit * unit);
+        Self {
+            spatial: Some((pixels, shared(pixels, 64, 32))),
+            temporal: Some((frames, shared(frames, 24, 8))),
+        }
+    }
+
     /// Tiles of (height and width, what neighbours share) pixels.
     pub const fn with_spatial(self, size: i32, overlap: i32) -> Self {
         Self { spatial: Some((size, overlap)), ..self }
@@ -51,6 +61,18 @@ impl Tiling {
     /// configuration of the decoder's file. An error is where the configuration or the tiles cannot be used.
     pub fn bytes(&self, config: &Config, dtype: Dtype, latent: [usize; 3]) -> Result<usize> {
         ConvDecoder::load(&Weights::shapes(dtype), config)?.bytes(self, latent)
+    }
+
+    /// How often the latent elements of (frames, height, width) are decoded, those that tiles share several times.
+    pub(super) fn share(&self, latent: [usize; 3], scale: Scale) -> Result<f64> {
+        let [frames, height, width] = latent.map(|size| i32::try_from(size).unwrap_or(i32::MAX));
+        let spans = [
+            (frames, temporal(frames, self.temporal, scale.frames)?),
+            (height, spatial(height, self.spatial, scale.pixels)?),
+            (width, spatial(width, self.spatial, scale.pixels)?),
+        ];
+        let decoded = |spans: &[Span]| spans.iter().map(|span| span.latent.len()).sum::<usize>() as f64;
+        Ok(spans.iter().map(|(length, spans)| decoded(spans) / f64::from((*length).max(1))).product())
     }
 
     /// The sizes of the largest tile of a latent (frames, height, width).

@@ -1,0 +1,212 @@
+//! Choices under invented limits.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+
+use super::fit::{best, tiling};
+use super::*;
+use crate::checkpoint::{BlockFootprint, Footprint};
+use crate::pipeline::{GuidanceOverride, Recipe, UnreadPolicy};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn request([width, height, frames]: [usize; 3]) -> Request {
+    Request {
+        prompt: Some("a boat".into()),
+        shots: Vec::new(),
+        negative_prompt: None,
+        models: vec![fixtures().join("2.3/model.safetensors")],
+        gemma: Some(fixtures().join("gemma3")),
+        spatial_upsampler: Some(fixtures().join("upsamplers/2.3-spatial-x2.safetensors")),
+        loras: Vec::new(),
+        distilled_lora: None,
+        distilled_strengths: [None; 2],
+        images: Vec::new(),
+        recipe: Some(Recipe::Distilled),
+        sampler: None,
+        height: Some(height),
+        width,
+        frames,
+        window: 121,
+        overlap: None,
+        frame_rate: 24.0,
+        steps: None,
+        seed: 7,
+        video_guidance: GuidanceOverride::default(),
+        audio_guidance: GuidanceOverride::default(),
+        audio: true,
+        embedding: None,
+        cache: None,
+        dummy_text: false,
+        placeholder: false,
+        skip_vae: false,
+        force_guidance: false,
+        noise: None,
+        dtype: Dtype::Bf16,
+        quantize: None,
+        unread: UnreadPolicy::Component,
+        residency: Residency::Resident,
+        tiling: Tiling::auto(),
+    }
+}
+
+fn limits(most: u64) -> Limits {
+    Limits { base: 0, most: Some(most), fixed_residency: false, fixed_tiling: false }
+}
+
+/// 48 blocks of 100 bytes, and 50 bytes beside them.
+fn network(settles: bool) -> BlockFootprint {
+    let footprint = |mapped, heap| Footprint { mapped, heap, passing: 0 };
+    let heap = if settles { 60 } else { 0 };
+    BlockFootprint {
+        rest: footprint(50, 0),
+        count: 48,
+        block: footprint(100, heap),
+        blocks: footprint(4800, 48 * heap),
+        settles,
+    }
+}
+
+#[test]
+fn as_many_blocks_stay_as_fit() {
+    let network = network(false);
+    for (most, expected) in [
+        (4850, Residency::Resident),
+        (4849, Residency::Streaming { ahead: 1, kept: 45 }),
+        (1250, Residency::Streaming { ahead: 1, kept: 10 }),
+        (1249, Residency::Streaming { ahead: 1, kept: 9 }),
+        (250, Residency::STREAMING),
+        (249, Residency::Streaming { ahead: 0, kept: 0 }),
+        (0, Residency::Streaming { ahead: 0, kept: 0 }),
+    ] {
+        assert_eq!(best(48, |residency| network.held(residency) <= most), expected, "{most}");
+    }
+    assert_eq!(network.read(Residency::Resident), 0);
+    assert_eq!(network.read(Residency::Streaming { ahead: 1, kept: 10 }), 3800);
+}
+
+#[test]
+fn blocks_that_were_converted_let_go_of_their_files() {
+    let network = network(true);
+    assert_eq!(network.held(Residency::Resident), 50 + 48 * 60 + 100);
+    assert_eq!(network.held(Residency::STREAMING), 50 + 160 + 100);
+    assert_eq!(network.held(Residency::Streaming { ahead: 0, kept: 0 }), 50 + 160);
+    // What the last block needs, and nothing is left to be read ahead.
+    assert_eq!(network.held(Residency::Streaming { ahead: 1, kept: 47 }), 50 + 47 * 60 + 100 + 160);
+}
+
+#[test]
+fn headers_tell_what_blocks_take() {
+    let checkpoint = crate::checkpoint::Checkpoint::open(&request([64; 3]).models).unwrap();
+    let of = |dtype| {
+        let (weights, _) = checkpoint.component(crate::checkpoint::Component::Dit, dtype).unwrap();
+        weights.block_footprint("transformer_blocks")
+    };
+    let [narrow, wide] = [Dtype::Bf16, Dtype::F32].map(of);
+    let bytes = |part: &str| -> u64 {
+        let ours = |key: &str| key.starts_with(&format!("model.diffusion_model.{part}"));
+        let tensors = checkpoint.files()[0].tensors().filter(|(key, _)| ours(key));
+        tensors.map(|(_, info)| (info.data_offsets.1 - info.data_offsets.0) as u64).sum()
+    };
+    assert_eq!(narrow.count, 3);
+    assert_eq!(narrow.blocks.mapped, bytes("transformer_blocks."));
+    let connectors = bytes("video_embeddings_connector.") + bytes("audio_embeddings_connector.");
+    assert_eq!(narrow.rest.mapped, bytes("") - connectors - bytes("transformer_blocks."));
+    assert!(!narrow.settles && wide.settles);
+    assert_eq!(wide.blocks.heap, 2 * wide.blocks.mapped);
+}
+
+#[test]
+fn what_fits_is_left_alone_and_what_does_not_is_streamed() {
+    let request = request([448, 320, 25]);
+    let plan = Plan::new(&request).unwrap();
+    let (facts, sizes) = (Facts::new(&plan).unwrap(), plan.sizes());
+    let resident = plan.denoising_phases(&facts, &sizes, &plan.choices);
+    let needs = resident.iter().map(Phase::bytes).max().unwrap();
+    let unlimited = Limits { most: None, ..limits(0) };
+    for roomy in [unlimited, limits(1 << 40)] {
+        let (choices, said) = plan.choose(&facts, &sizes, &roomy).unwrap();
+        assert_eq!((choices, said), (Choices::of(&request), Vec::new()));
+    }
+    let (exact, _) = plan.choose(&facts, &sizes, &limits(needs)).unwrap();
+    assert_eq!(exact.transformer, Residency::Resident);
+    let (less, said) = plan.choose(&facts, &sizes, &limits(needs - 1)).unwrap();
+    assert_ne!(less.transformer, Residency::Resident);
+    assert!(
+        said.iter().any(|said| said.contains("the transformer") && said.contains("do not fit in")),
+        "{said:?}"
+    );
+    let fixed = Limits { fixed_residency: true, ..limits(needs - 1) };
+    assert_eq!(plan.choose(&facts, &sizes, &fixed).unwrap().0.transformer, Residency::Resident);
+}
+
+#[test]
+fn pictures_are_cut_into_the_largest_tiles_that_fit() {
+    let request = request([1280, 768, 25]);
+    let plan = Plan::new(&request).unwrap();
+    let (facts, video) = (Facts::new(&plan).unwrap(), plan.video);
+    let decoder = facts.decoder.as_ref().unwrap();
+    let needs = |tiling| picture_phase(decoder, video, tiling).unwrap().bytes();
+    let whole = needs(Tiling::auto());
+    assert_eq!(tiling(decoder, video, Tiling::auto(), &limits(whole)).unwrap(), (Tiling::auto(), None));
+    for (size, frames) in [(512, 24), (256, 16)] {
+        let wanted = Tiling::cut(size, frames);
+        assert!(needs(wanted) < whole, "{size}");
+        let (chosen, said) = tiling(decoder, video, Tiling::auto(), &limits(needs(wanted))).unwrap();
+        assert!(needs(chosen) <= needs(wanted) && chosen.spatial.unwrap().0 >= size, "{chosen:?}");
+        assert!(said.unwrap().contains("tiles of"));
+    }
+}
+
+#[test]
+fn what_cannot_fit_is_refused_with_what_can() {
+    let size = |frames| request([448, 320, frames]);
+    let needs = |request: &Request| {
+        let plan = Plan::new(request).unwrap();
+        let (facts, sizes) = (Facts::new(&plan).unwrap(), plan.sizes());
+        let choices = plan.choose(&facts, &sizes, &limits(1)).unwrap().0;
+        let phases = plan.phases(&facts, &sizes, &choices).unwrap();
+        phases.iter().map(Phase::bytes).max().unwrap()
+    };
+    let (most, large) = (needs(&size(33)), size(97));
+    let error = Plan::new(&large).unwrap().fit(&limits(most)).unwrap_err();
+    let crate::Error::Memory { needs: told, available, remedy, .. } = &error else { panic!("{error}") };
+    assert!(told > available && *available == most, "{error}");
+    let (frames, _) = remedy.strip_prefix("what fits: ").unwrap().split_once(" frames of 448x320").unwrap();
+    let frames: usize = frames.parse().unwrap();
+    assert!((33..97).contains(&frames), "{remedy}");
+    Plan::new(&size(frames)).unwrap().fit(&limits(most)).unwrap();
+    assert!(Plan::new(&size(frames + 8)).unwrap().fit(&limits(most)).is_err());
+    let nothing = Plan::new(&large).unwrap().fit(&limits(1000)).unwrap_err();
+    assert!(nothing.remedy().unwrap().contains("no size fits"), "{nothing}");
+}
+
+#[test]
+fn packing_is_taken_where_it_lets_the_transformer_stay() {
+    let mut request = Request { dtype: Dtype::F32, ..request([128, 64, 9]) };
+    let resident = |request: &Request| {
+        let plan = Plan::new(request).unwrap();
+        let (facts, sizes) = (Facts::new(&plan).unwrap(), plan.sizes());
+        plan.denoising_phases(&facts, &sizes, &plan.choices).iter().map(Phase::bytes).max().unwrap()
+    };
+    let needs = resident(&request);
+    assert_eq!(choose_packing(&mut request, || limits(needs)).unwrap(), None);
+    assert_eq!(request.quantize, None);
+    assert_eq!(choose_packing(&mut request, || limits(1000)).unwrap(), None, "nothing helps");
+    assert_eq!(request.quantize, None);
+    let said = choose_packing(&mut request, || limits(needs - 1)).unwrap().unwrap();
+    assert!(request.quantize.is_some_and(|packing| packing.bits() == 8) && said.contains("8 bits"), "{said}");
+}
+
+#[test]
+fn time_is_computing_or_reading_whichever_is_longer() {
+    let speed = Speed { linear: 100.0, attention: 10.0, convolution: 20.0, read: 5.0 };
+    let cost = Cost { linear: 200.0, attention: 10.0, convolution: 60.0, read: 10.0, pixels: 0.0 };
+    assert_eq!(speed.seconds(&cost), 6.0);
+    assert_eq!(speed.seconds(&Cost { read: 50.0, ..cost }), 10.0);
+    assert_eq!(Speed::from_json(&speed.to_json()), Some(speed));
+    assert_eq!(Speed::from_json(&serde_json::json!({ "linear": -1.0 })), None);
+}
