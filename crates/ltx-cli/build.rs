@@ -21,6 +21,10 @@ fn main() -> io::Result<()> {
     for rpath in rpaths.split(';').filter(|rpath| !rpath.is_empty()) {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{rpath}");
     }
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        // Those folders must come after LD_LIBRARY_PATH, which names the libmlx for a GPU.
+        println!("cargo::rustc-link-arg=-Wl,--enable-new-dtags");
+    }
     embed_toy()
 }
 

@@ -43,7 +43,8 @@ pub fn run(arguments: &Bench) -> Result<()> {
     let settings = Settings { dtype: crate::dtype(arguments.dtype), time };
     let chosen = if chosen.is_empty() {
         let on_gpu = device == Device::Gpu;
-        WORKS.iter().filter(|work| !(on_gpu && work.name == "peak")).map(Some).chain([None]).collect()
+        let usual = |work: &&Work| !work.large && !(on_gpu && work.name == "peak");
+        WORKS.iter().filter(usual).map(Some).chain([None]).collect()
     } else {
         chosen
     };
@@ -105,7 +106,7 @@ fn object(measured: &Measured) -> Value {
     json!({
         "work": measured.work, "seconds_median": measured.median(), "seconds": measured.seconds,
         "runs": measured.seconds.len(), "gflops": gflops, "gb_per_second": gb_per_second,
-        "peak_share": measured.peak_share, "dtype": measured.dtype.map(|dtype| dtype.to_string()),
+        "peak_share": measured.peak_share, "peak_bytes": measured.memory, "dtype": measured.dtype.map(|dtype| dtype.to_string()),
         "backend": measured.backend, "threads": measured.threads, "detail": measured.detail,
         "version": env!("CARGO_PKG_VERSION"),
     })
@@ -146,6 +147,7 @@ fn start(device: Device, dtype: DtypeChoice) -> Result<Measured> {
         seconds,
         rate: None,
         peak_share: None,
+        memory: 0,
         dtype: Some(crate::dtype(dtype)),
         backend,
         threads,

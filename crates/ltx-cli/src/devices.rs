@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::args::Devices;
 
 pub fn run(arguments: &Devices) -> ltx::Result<()> {
+    // Starts the program anew where that gives it a GPU.
+    let absence = crate::machine::gpu().err().flatten();
     let devices: &[Device] = if gpu_available() { &[Device::Gpu, Device::Cpu] } else { &[Device::Cpu] };
     let mut list = Vec::new();
     for (index, &device) in devices.iter().enumerate() {
@@ -14,6 +16,10 @@ pub fn run(arguments: &Devices) -> ltx::Result<()> {
         let mut facts = facts(device)?;
         if device == Device::Cpu {
             facts.extend(kernels());
+        }
+        #[cfg(feature = "cuda")]
+        if device == Device::Gpu {
+            facts.extend(mlx::cuda::versions());
         }
         if arguments.json {
             let facts: Map<String, Value> =
@@ -27,8 +33,15 @@ pub fn run(arguments: &Devices) -> ltx::Result<()> {
         }
     }
     if arguments.json {
-        println!("{}", json!({ "mlx": mlx::VERSION, "devices": list }));
+        let mut all = json!({ "mlx": mlx::VERSION, "devices": list });
+        if let Some(absence) = absence {
+            all["missing"] = json!({ "device": "gpu", "problem": absence.problem, "remedy": absence.remedy });
+        }
+        println!("{all}");
     } else {
+        if let Some(absence) = absence {
+            println!("gpu (cannot be used)\n  problem: {}\n  remedy: {}", absence.problem, absence.remedy);
+        }
         println!("MLX {}", mlx::VERSION);
     }
     Ok(())

@@ -2,8 +2,12 @@
 
 use ltx::nn::cpu;
 use ltx::{Error, Result};
+#[cfg(feature = "cuda")]
+pub use mlx::cuda::Absence;
+use mlx::device::{Device, set};
 
 use crate::args::DeviceChoice;
+use crate::terminal::{say, sayln};
 
 /// Obeys `--threads`, or else `LTX_THREADS`; `LTX_ISA`, which forces an instruction set; and `LTX_KERNELS=off`, which
 /// leaves the CPU's work to MLX. A variable that is empty counts for nothing.
@@ -49,21 +53,50 @@ fn variable(name: &str) -> Result<Option<String>> {
     }
 }
 
-/// Makes the device that was asked for the one that computes. A device named and not there is an error.
-pub fn choose_device(choice: DeviceChoice) -> Result<mlx::device::Device> {
-    use mlx::device::{Device, gpu_available, set};
+/// Makes the device that was asked for the one that computes. A device named and not there is an error. Where MLX for CUDA
+/// can compute, this does not return but in a process of its own: call it first.
+pub fn choose_device(choice: DeviceChoice) -> Result<Device> {
     let device = match choice {
         DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Auto if gpu_available() => Device::Gpu,
-        DeviceChoice::Auto => Device::Cpu,
-        DeviceChoice::Gpu if gpu_available() => Device::Gpu,
-        DeviceChoice::Gpu => {
-            return Err(Error::machine(
-                "--device gpu: this build of MLX found no GPU",
-                "on Linux build with `--features cuda` and install the NVIDIA driver, or use --device cpu",
-            ));
-        }
+        DeviceChoice::Auto => match gpu() {
+            Ok(()) => Device::Gpu,
+            Err(None) => Device::Cpu,
+            Err(Some(Absence { problem, .. })) => {
+                sayln!("computing on the CPU: {problem} (`ltx devices` says what to do)");
+                Device::Cpu
+            }
+        },
+        DeviceChoice::Gpu => match gpu() {
+            Ok(()) => Device::Gpu,
+            Err(absence) => {
+                let Absence { problem, remedy } = absence.unwrap_or_else(|| Absence {
+                    problem: "this build of MLX found no GPU".into(),
+                    remedy: "on Linux build with `--features cuda`".into(),
+                });
+                let remedy = format!("{remedy}; or use --device cpu");
+                return Err(Error::machine(format!("--device gpu: {problem}"), remedy));
+            }
+        },
     };
     set(device)?;
     Ok(device)
+}
+
+/// Whether there is a GPU to compute on; if not, why, in a build that was to have one.
+#[cfg(feature = "cuda")]
+pub fn gpu() -> std::result::Result<(), Option<Absence>> {
+    crate::cuda::start().map_err(Some)
+}
+
+/// Whether there is a GPU to compute on; if not, why, in a build that was to have one.
+#[cfg(not(feature = "cuda"))]
+pub fn gpu() -> std::result::Result<(), Option<Absence>> {
+    if mlx::device::gpu_available() { Ok(()) } else { Err(None) }
+}
+
+/// Why there is no GPU, and what to do about it.
+#[cfg(not(feature = "cuda"))]
+pub struct Absence {
+    pub problem: String,
+    pub remedy: String,
 }

@@ -5,6 +5,8 @@
 mod args;
 mod bench;
 mod cache;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decode;
 mod devices;
 mod download;

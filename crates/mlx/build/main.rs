@@ -25,6 +25,8 @@ const PYTHON: &str = "install python3 with pip (`apt-get install python3-pip`) a
 const CACHE: &str = "set LTX_CACHE_DIR to a folder that can be written";
 const MLX_DIR: &str =
     "set MLX_DIR to a folder with MLX's include/ and lib/, or unset it to fetch the published library";
+const MLX_CUDA_DIR: &str =
+    "set MLX_CUDA_DIR to the unpacked wheel mlx-cuda-13, or unset it to fetch that wheel";
 
 /// For `map_err`: any error, said of `subject`, with `hint`.
 fn because<E: Display>(subject: impl Display, hint: &'static str) -> impl FnOnce(E) -> Failure {
@@ -40,23 +42,36 @@ fn main() {
 }
 
 fn build() -> Result<()> {
-    for variable in ["MLX_DIR", "LTX_CACHE_DIR", "MACOSX_DEPLOYMENT_TARGET"] {
+    for variable in ["MLX_DIR", "MLX_CUDA_DIR", "LTX_CACHE_DIR", "MACOSX_DEPLOYMENT_TARGET"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    for file in ["build", "src/bridge.rs", "src/bridge.h", "src/bridge.cc", "src/packed.cc"] {
+    for file in ["build", "src/bridge.rs", "src/bridge.h", "src/bridge.cc", "src/packed.cc", "src/gpu.cc"] {
         println!("cargo::rerun-if-changed={file}");
     }
     let cargo = |name| env::var(name).map_err(because(name, "build with cargo"));
     let (os, arch) = (cargo("CARGO_CFG_TARGET_OS")?, cargo("CARGO_CFG_TARGET_ARCH")?);
-    let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
     let root = match env::var_os("MLX_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => {
             let macos = if os == "macos" { macos_version()? } else { 0 };
-            let target = wheel::Target { os: &os, arch: &arch, cuda, macos };
-            cached(wheel::choose(target).map_err(because("no library", MLX_DIR))?)?
+            let target = wheel::Target { os: &os, arch: &arch, cuda: false, macos };
+            cached(wheel::choose(target).map_err(because("no library", MLX_DIR))?)?.join("mlx")
         }
     };
+    // The program is linked to the library for the CPU in any case, and started anew with the other: see `src/cuda.rs`.
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        let wheel = match env::var_os("MLX_CUDA_DIR") {
+            Some(folder) => PathBuf::from(folder),
+            None => {
+                let target = wheel::Target { os: &os, arch: &arch, cuda: true, macos: 0 };
+                cached(wheel::choose(target).map_err(because("no library", MLX_CUDA_DIR))?)?
+            }
+        };
+        let library = wheel.join("mlx/lib/libmlx.so");
+        println!("cargo::rerun-if-changed={}", library.display());
+        fs::metadata(&library).map_err(because(library.display(), MLX_CUDA_DIR))?;
+        println!("cargo::rustc-env=LTX_CUDA_WHEEL={}", wheel.display());
+    }
     let (include, library) = (root.join("include"), root.join("lib"));
     let header = include.join("mlx/version.h");
     // A cache that was emptied since is filled again.
@@ -65,6 +80,7 @@ fn build() -> Result<()> {
     cxx_build::bridge("src/bridge.rs")
         .file("src/bridge.cc")
         .file("src/packed.cc")
+        .file("src/gpu.cc")
         .include(&include)
         .std("c++20")
         .warnings(false)
@@ -96,7 +112,7 @@ fn macos_version() -> Result<u32> {
         .ok_or_else(|| Failure { problem: format!("`{version}` is not a macOS version"), hint })
 }
 
-/// The unpacked wheel's `mlx` folder, fetched into the user's cache when it is not there yet.
+/// The folder of the unpacked wheel, fetched into the user's cache when it is not there yet.
 fn cached(wheel: &wheel::Wheel) -> Result<PathBuf> {
     let cache = match env::var_os("LTX_CACHE_DIR") {
         Some(folder) => PathBuf::from(folder),
@@ -108,7 +124,7 @@ fn cached(wheel: &wheel::Wheel) -> Result<PathBuf> {
     .join("mlx");
     let folder = cache.join(wheel.folder());
     if folder.is_dir() {
-        return Ok(folder.join("mlx"));
+        return Ok(folder);
     }
     // Unpack beside the final place and rename, so that a build that is stopped leaves no half library behind.
     let staging = cache.join(format!("{}.{}", wheel.folder(), std::process::id()));
@@ -117,7 +133,7 @@ fn cached(wheel: &wheel::Wheel) -> Result<PathBuf> {
         _ => Ok(()),
     });
     fs::remove_dir_all(&staging).ok();
-    result.map(|()| folder.join("mlx"))
+    result.map(|()| folder)
 }
 
 fn fetch(wheel: &wheel::Wheel, staging: &Path) -> Result<PathBuf> {

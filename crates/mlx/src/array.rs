@@ -242,3 +242,11 @@ pub(crate) fn list<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> UniquePtr
 pub fn eval<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
     ffi::eval(&list(arrays)).map_err(|error| Error::new("eval", error.what()))
 }
+
+/// Has a GPU compute several arrays and returns at once; reading them, or [`eval`], waits. On the CPU the same as [`eval`].
+pub fn start<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+    if crate::device::current() == crate::device::Device::Cpu {
+        return eval(arrays);
+    }
+    ffi::async_eval(&list(arrays)).map_err(|error| Error::new("start", error.what()))
+}

@@ -116,12 +116,16 @@ Ptr from_bytes(rust::Slice<const uint8_t> bytes, Ints shape, Type dtype) {
   return own(std::move(out));
 }
 
-// Borrows `data` without a copy where the backend can: Metal wraps page-aligned memory itself; MLX's CPU-only
+// Borrows `data` without a copy where the backend can: CUDA reads it into the device's memory when it is used; Metal
+// wraps page-aligned memory itself; MLX's CPU-only
 // allocator has no such door, but its buffers are plain pointers to a size followed by the data. So a buffer of our
 // own that is only that size, and an offset from it to `data`, read correctly. MLX never writes into memory that it
 // did not allocate itself (`Data::is_owned`).
 Ptr from_owner(const uint8_t* data, Ints shape, Type dtype, rust::Box<Owner> owner) {
   check_shape(shape, mx::size_of(to_dtype(dtype)));
+#ifndef __APPLE__
+  if (gpu_available() && dtype != Type::F64) return upload(data, shape, dtype, std::move(owner));
+#endif
   auto keep = std::make_shared<rust::Box<Owner>>(std::move(owner));
   static const bool plain = [] {
     auto probe = mx::allocator::malloc(64);
@@ -338,6 +342,8 @@ Ptr pad(const array& a, int32_t axis, int32_t low, int32_t high, double value, b
 Ptr take(const array& a, const array& indices, int32_t axis) {
   axis = check_axis(a, axis, "take");
   if (!mx::issubdtype(indices.dtype(), mx::integer)) throw std::invalid_argument("take: indices must be integers");
+  // No byte is outside of 256 places.
+  if (indices.dtype() == mx::uint8 && a.shape(axis) >= 256) return own(mx::take(a, indices, axis));
   // MLX gathers without looking at the indices, and would read outside the array.
   auto known = mx::contiguous(mx::astype(indices, mx::int64, mx::Device::cpu), false, mx::Device::cpu);
   known.eval();

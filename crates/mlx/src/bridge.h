@@ -1,6 +1,7 @@
 // Declarations that cxx's generated code calls. The definitions are in bridge.cc but for the shortest.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -25,6 +26,10 @@ struct ConvSettings;
 struct Fact;
 struct Owner;
 struct Kernel;
+struct Function;
+struct Compiled {
+  std::function<Arrays(const Arrays&)> run;
+};
 
 // For the functions below alone: refuses what is larger than this machine's memory.
 Ptr own(array a);
@@ -82,6 +87,14 @@ Ptr dequantize(
 Ptr quantized_matmul(
     const array& x, const array& values, const array& scales, const array* biases, int32_t group, int32_t bits, Packing packing);
 Ptr custom(const Arrays& inputs, Ints shape, Type dtype, rust::Box<Kernel> kernel);
+
+void async_eval(const Arrays& list);
+Ptr addmm(const array& bias, const array& a, const array& b);
+Ptr uniform(double low, double high, Ints shape, Type dtype, uint64_t seed);
+std::unique_ptr<Compiled> compile(rust::Box<Function> function, bool joined);
+std::unique_ptr<Arrays> call(const Compiled& compiled, const Arrays& inputs);
+// An array that is read into the device's memory when it is computed.
+Ptr upload(const uint8_t* data, Ints shape, Type dtype, rust::Box<Owner> owner);
 
 bool gpu_available();
 inline bool default_is_gpu() {

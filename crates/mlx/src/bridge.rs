@@ -1,5 +1,9 @@
 //! The C++ functions that the binding calls. Everything that can throw returns `Result`.
 
+use cxx::{CxxVector, UniquePtr};
+
+use crate::array::{Array, list};
+
 #[cxx::bridge(namespace = "ltx")]
 #[allow(missing_docs)]
 pub(crate) mod ffi {
@@ -100,6 +104,8 @@ pub(crate) mod ffi {
         type Owner;
         type Kernel;
         fn run(self: &Kernel, inputs: &[RawView], output: &RawView) -> Result<()>;
+        type Function;
+        fn call(self: &Function, inputs: &CxxVector<array>) -> Result<UniquePtr<CxxVector<array>>>;
     }
 
     unsafe extern "C++" {
@@ -199,6 +205,13 @@ pub(crate) mod ffi {
             kernel: Box<Kernel>,
         ) -> Result<UniquePtr<array>>;
 
+        fn async_eval(list: &CxxVector<array>) -> Result<()>;
+        fn addmm(bias: &array, a: &array, b: &array) -> Result<UniquePtr<array>>;
+        fn uniform(low: f64, high: f64, shape: &[i32], dtype: Type, seed: u64) -> Result<UniquePtr<array>>;
+        type Compiled;
+        fn compile(function: Box<Function>, joined: bool) -> Result<UniquePtr<Compiled>>;
+        fn call(compiled: &Compiled, inputs: &CxxVector<array>) -> Result<UniquePtr<CxxVector<array>>>;
+
         fn gpu_available() -> bool;
         fn default_is_gpu() -> bool;
         fn set_gpu(gpu: bool) -> Result<()>;
@@ -211,6 +224,26 @@ pub(crate) mod ffi {
         fn clear_cache() -> Result<()>;
         fn set_cache_limit(bytes: usize) -> Result<usize>;
         fn set_memory_limit(bytes: usize) -> usize;
+    }
+}
+
+/// What [`crate::joined`] is given, as C++ calls it.
+pub(crate) struct Function(pub Box<Graph>);
+
+/// Arrays to arrays.
+pub(crate) type Graph = dyn Fn(&[Array]) -> crate::Result<Vec<Array>>;
+
+impl Function {
+    /// Called when MLX meets inputs of new shapes. A panic becomes an error: unwinding must not cross into C++.
+    fn call(&self, inputs: &CxxVector<ffi::array>) -> Result<UniquePtr<CxxVector<ffi::array>>, String> {
+        let run = || {
+            let wrap = |input| Array::wrap("compile", Ok(ffi::duplicate(input)));
+            let inputs = inputs.iter().map(wrap).collect::<crate::Result<Vec<_>>>()?;
+            Ok(list(&(self.0)(&inputs)?))
+        };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+        let failed = |error: crate::Error| error.to_string();
+        result.unwrap_or_else(|_| Err(crate::Error::new("compile", "a function panicked"))).map_err(failed)
     }
 }
 

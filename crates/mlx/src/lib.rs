@@ -6,9 +6,12 @@
 
 mod array;
 mod bridge;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod custom;
 pub mod device;
 pub mod fast;
+mod joined;
 pub mod memory;
 mod ops;
 mod quantized;
@@ -16,9 +19,10 @@ mod quantized;
 #[path = "../build/wheel.rs"]
 mod wheel;
 
-pub use array::{Array, Dtype, Element, eval};
+pub use array::{Array, Dtype, Element, eval, start};
 pub use custom::{Input, Output, custom};
-pub use ops::{Conv, Operand, arange, concatenate, full, select, stack, zeros};
+pub use joined::joined;
+pub use ops::{Conv, Operand, arange, concatenate, full, matmul_with_bias, select, stack, uniform, zeros};
 pub use quantized::{Packing, Quantized, quantize};
 
 /// The MLX release that this binding is written against.

@@ -371,6 +371,16 @@ pub fn full(shape: &[i32], value: f64, dtype: Dtype) -> Result<Array> {
     Array::wrap("full", ffi::full(shape, value, dtype.raw()))
 }
 
+/// a · b + bias: (.., m, k), (k, n), (n) → (.., m, n), in one product where the device can.
+pub fn matmul_with_bias(a: &Array, b: &Array, bias: &Array) -> Result<Array> {
+    Array::wrap("matmul_with_bias", ffi::addmm(bias.raw(), a.raw(), b.raw()))
+}
+
+/// Random numbers, even from `low` up to `high`, made where operations run.
+pub fn uniform(low: f64, high: f64, shape: &[i32], dtype: Dtype, seed: u64) -> Result<Array> {
+    Array::wrap("uniform", ffi::uniform(low, high, shape, dtype.raw(), seed))
+}
+
 /// An array of zeros.
 pub fn zeros(shape: &[i32], dtype: Dtype) -> Result<Array> {
     full(shape, 0.0, dtype)

@@ -4,6 +4,7 @@
 //! `works`. Nothing is read from files. Arithmetic is counted where it is asked for: in linear layers, convolutions and
 //! attention; everything else a network does costs time here and counts for nothing.
 
+mod transformer;
 mod works;
 
 pub use works::{WORKS, Work, decode, find};
@@ -47,6 +48,8 @@ pub struct Measured {
     pub rate: Option<Rate>,
     /// Share of what the processor could compute at most; known where our kernels run.
     pub peak_share: Option<f64>,
+    /// The most memory that MLX's arrays took at a time, in bytes, while it was set up and measured.
+    pub memory: usize,
     /// Of weights and activations.
     pub dtype: Option<Dtype>,
     /// What computed: an instruction set, `mlx` on the CPU, `metal` or `cuda`.
@@ -69,9 +72,10 @@ impl Measured {
 
 /// Measures a work on the device that is set.
 pub fn measure(work: &'static Work, settings: &Settings) -> Result<Measured> {
+    mlx::memory::reset_peak();
     let measured = (work.measure)(&Timer { work: work.name, settings: *settings })?;
     mlx::memory::clear_cache()?;
-    Ok(measured)
+    Ok(Measured { memory: mlx::memory::peak(), ..measured })
 }
 
 /// What computes, and on how many threads.
@@ -131,6 +135,7 @@ impl Timer {
             seconds,
             rate: None,
             peak_share: None,
+            memory: 0,
             dtype: None,
             backend,
             threads,

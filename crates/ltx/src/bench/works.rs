@@ -8,16 +8,15 @@ use mlx::device::Device;
 use mlx::{Array, Dtype};
 use serde_json::{Value, json};
 
+use super::transformer::{Generation, dit, dit_block};
 use super::{Measured, Rate, Timer};
 use crate::audio_vae::AudioDecoder;
 use crate::checkpoint::{Config, Weights};
-use crate::diffusion::patchify::{audio_positions, video_positions};
-use crate::dit::{Conditions, Dit, Input};
 use crate::error::{Error, Result};
 use crate::nn::{self, Bias, Linear, Packed, Packing, Weight};
 use crate::noise::Noise;
-use crate::shape::{AudioShape, Modality, VideoShape};
-use crate::text::{Gemma, MAX_TOKENS};
+use crate::shape::VideoShape;
+use crate::text::Gemma;
 use crate::trace::Trace;
 use crate::upsampler::Upsampler;
 use crate::video_vae::{CausalConv, ConvDecoder, Padding, Tiling};
@@ -29,11 +28,17 @@ pub struct Work {
     pub name: &'static str,
     /// What it is, in a few words.
     pub what: &'static str,
+    /// Whether it needs a GPU's speed or tens of gigabytes: such works are measured only when they are named.
+    pub large: bool,
     pub(super) measure: fn(&Timer) -> Result<Measured>,
 }
 
 const fn work(name: &'static str, what: &'static str, measure: fn(&Timer) -> Result<Measured>) -> Work {
-    Work { name, what, measure }
+    Work { name, what, large: false, measure }
+}
+
+const fn large(name: &'static str, what: &'static str, measure: fn(&Timer) -> Result<Measured>) -> Work {
+    Work { name, what, large: true, measure }
 }
 
 /// All works.
@@ -66,12 +71,61 @@ pub const WORKS: &[Work] = &[
     work("video-decode-128x128x17", "video decoder, 17 frames of 128x128", video_decode),
     work("audio-decode", "audio decoder, 1 s", audio_decode),
     work("vocoder-1s", "vocoder with bandwidth extension, 1 s", vocoder),
+    large("matmul-8192", "product of two matrices of 8192x8192", |timer| matmul(timer, 8192)),
+    large("matmul-1024", "product of two matrices of 1024x1024", |timer| matmul(timer, 1024)),
+    large("dit-2.0-480x704x97", "whole transformer of 2.0 (19B), 97 frames of 480x704 with sound", |timer| {
+        dit(timer, V2_0, None, SMALL, None)
+    }),
+    large("dit-2.3-480x704x97", "whole transformer of 2.3 (22B), 97 frames of 480x704 with sound", |timer| {
+        dit(timer, V2_3, None, SMALL, None)
+    }),
+    large("dit-2.0-768x512x121", "whole transformer of 2.0, 121 frames of 768x512 with sound", |timer| {
+        dit(timer, V2_0, None, MIDDLE, None)
+    }),
+    large("dit-2.3-768x512x121", "whole transformer of 2.3, 121 frames of 768x512 with sound", |timer| {
+        dit(timer, V2_3, None, MIDDLE, None)
+    }),
+    large("dit-2.0-480x704x97-q8", "the same of 2.0 with weights of 8 bits", |timer| {
+        dit(timer, V2_0, None, SMALL, Some(Q8))
+    }),
+    large("dit-2.3-480x704x97-q8", "the same of 2.3 with weights of 8 bits", |timer| {
+        dit(timer, V2_3, None, SMALL, Some(Q8))
+    }),
+    large("dit-2.3-480x704x97-mxfp8", "the same of 2.3 with weights in mxfp8", |timer| {
+        dit(timer, V2_3, None, SMALL, Some(Packing::Mxfp8))
+    }),
+    large(
+        "dit-2.0-tiny",
+        "one block of the transformer of 2.0 with its way in and out, 9 frames of 64x64",
+        |timer| dit(timer, V2_0, Some(1), TINY, None),
+    ),
+    large(
+        "dit-2.3-tiny",
+        "one block of the transformer of 2.3 with its way in and out, 9 frames of 64x64",
+        |timer| dit(timer, V2_3, Some(1), TINY, None),
+    ),
+    large("dit-2.3-tiny-q8", "the same with weights of 8 bits", |timer| {
+        dit(timer, V2_3, Some(1), TINY, Some(Q8))
+    }),
+    large("video-decode-480x704x97", "video decoder, 97 frames of 480x704", |timer| {
+        video_decode_tiled(timer, SMALL)
+    }),
+    large("video-decode-64x64x9", "video decoder, 9 frames of 64x64", |timer| {
+        video_decode_tiled(timer, TINY)
+    }),
 ];
 
 /// The work called `name`.
 pub fn find(name: &str) -> Option<&'static Work> {
     WORKS.iter().find(|work| work.name == name)
 }
+
+use Generation::{V2_0, V2_3};
+
+const SMALL: [usize; 3] = [480, 704, 97];
+const MIDDLE: [usize; 3] = [512, 768, 121];
+const TINY: [usize; 3] = [64, 64, 9];
+const Q8: Packing = Packing::Affine { bits: 8, group: 64 };
 
 const HIDDEN: i32 = 4096;
 const HEADS: i32 = 32;
@@ -85,7 +139,7 @@ fn config(change: impl FnOnce(&mut Value)) -> Result<Config> {
     Ok(Config::new(Path::new(name), value))
 }
 
-fn random(shape: &[i32], dtype: Dtype) -> Result<Array> {
+pub(super) fn random(shape: &[i32], dtype: Dtype) -> Result<Array> {
     let array = Noise::new(0).normal(shape)?.astype(dtype)?;
     array.eval()?;
     Ok(array)
@@ -120,42 +174,6 @@ fn conv3d(timer: &Timer) -> Result<Measured> {
     let conv = CausalConv::load(&Weights::random(dtype), 512, 512, [1, 1, 1], Padding::Zeros)?;
     let x = random(&[1, 5, 32, 32, 512], dtype)?;
     timer.time(dtype, String::new(), || Ok(conv.forward(&x, false)?.eval()?))
-}
-
-fn dit_block(timer: &Timer) -> Result<Measured> {
-    const RATE: f64 = 24.0;
-    let dtype = timer.settings.dtype;
-    let config = config(|config| config["transformer"]["num_layers"] = json!(1))?;
-    let dit = Dit::load(&Weights::random(dtype), &config)?;
-    let clip = VideoShape { frames: 25, height: 512, width: 512 };
-    let (video, audio) = (clip.latent(), AudioShape::of_video(clip.frames, RATE)?);
-    let (tokens, text) = ([video.tokens() as i32, audio.frames as i32], MAX_TOKENS as i32);
-    let positions = [video_positions(video, RATE)?, audio_positions(audio.frames)?];
-    let sigma = mlx::full(&[1], 0.7, Dtype::F32)?;
-    let mut given = Vec::new();
-    for ((modality, tokens), positions) in
-        [Modality::Video, Modality::Audio].into_iter().zip(tokens).zip(&positions)
-    {
-        let context = random(&[1, text, if modality == Modality::Video { 4096 } else { 2048 }], dtype)?;
-        let conditions =
-            Conditions { positions, context: &context, attention_mask: None, keyframes_mask: None };
-        let timesteps = mlx::full(&[1, tokens], 0.7, Dtype::F32)?;
-        given.push((random(&[1, tokens, 128], Dtype::F32)?, timesteps, dit.prepare(modality, &conditions)?));
-    }
-    let inputs: Vec<Input> = given
-        .iter()
-        .map(|(latent, timesteps, prepared)| Input { latent, timesteps, sigma: &sigma, prepared })
-        .collect();
-    let [mut video, mut audio] = dit.enter(inputs.first(), inputs.get(1))?;
-    let start: Vec<Array> = [&video, &audio].into_iter().flatten().map(|flow| flow.x.clone()).collect();
-    mlx::eval(&start)?;
-    let detail = format!("{} video, {} audio, {text} text tokens", tokens[0], tokens[1]);
-    timer.time(dtype, detail, || {
-        for (flow, x) in [&mut video, &mut audio].into_iter().flatten().zip(&start) {
-            flow.x = x.clone();
-        }
-        dit.block(0, [&mut video, &mut audio], &[])
-    })
 }
 
 fn gemma_layer(timer: &Timer) -> Result<Measured> {
@@ -212,6 +230,34 @@ pub fn decode(video: VideoShape, tiling: &Tiling, dtype: Dtype) -> Result<(f64, 
         chunk?.eval()?;
     }
     Ok((start.elapsed().as_secs_f64(), mlx::memory::peak().saturating_sub(before), told))
+}
+
+/// As clips are decoded: in as few pieces as memory allows.
+fn video_decode_tiled(timer: &Timer, [height, width, frames]: [usize; 3]) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let config = config(|_| ())?;
+    let decoder = ConvDecoder::load(&Weights::random(dtype), &config)?;
+    let shape = VideoShape { frames, height, width }.latent();
+    let sizes = [shape.frames, shape.height, shape.width];
+    let latent = random(&[1, 128, sizes[0] as i32, sizes[1] as i32, sizes[2] as i32], Dtype::F32)?;
+    let tiling = Tiling::auto();
+    timer.time(dtype, String::new(), || {
+        let mut noise = Noise::new(1);
+        for chunk in
+            decoder.clone().decode(&latent, &tiling, move |shape: &[i32]| Ok(noise.normal(shape)?))?
+        {
+            chunk?.eval()?;
+        }
+        Ok(())
+    })
+}
+
+/// The limit of products on this device.
+fn matmul(timer: &Timer, size: i32) -> Result<Measured> {
+    let dtype = timer.settings.dtype;
+    let layer = Linear::load(&Weights::random(dtype), size, size, Bias::No)?;
+    let x = random(&[1, size, size], dtype)?;
+    timer.time(dtype, String::new(), || Ok(layer.forward(&x)?.eval()?))
 }
 
 fn audio_decode(timer: &Timer) -> Result<Measured> {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use half::bf16;
+use mlx::device::Device;
 use mlx::{Array, Dtype};
 
 use super::header::dtype;
@@ -197,7 +198,7 @@ impl Weights {
         Self { dtype, ..self.clone() }
     }
 
-    fn join(&self, path: impl Display) -> String {
+    pub(super) fn join(&self, path: impl Display) -> String {
         if self.path.is_empty() { path.to_string() } else { format!("{}.{path}", self.path) }
     }
 
@@ -360,6 +361,11 @@ fn random(shape: &[i32]) -> mlx::Result<Array> {
     let size: usize = shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).product();
     let inputs: f32 = shape.iter().skip(1).map(|&size| size as f32).product();
     let scale = (3.0 / inputs.max(3.0)).sqrt();
+    if mlx::device::current() == Device::Gpu {
+        let made = mlx::uniform(f64::from(-scale), f64::from(scale), shape, Dtype::Bf16, size as u64)?;
+        made.eval()?;
+        return Ok(made);
+    }
     let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ size as u64;
     let mut next = || {
         state ^= state << 13;

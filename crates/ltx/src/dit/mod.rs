@@ -162,11 +162,23 @@ impl Dit {
             self.check(perturbations, samples.unwrap_or(0))?;
             flows.push((self.enter(video.as_ref(), audio.as_ref())?, perturbations));
         }
+        // What the block before computes on a GPU.
+        let mut before: Vec<Array> = Vec::new();
         for index in 0..self.blocks.count() {
             self.blocks.with(index, |block| {
                 for ([video, audio], perturbations) in &mut flows {
                     let kept = self.kept(perturbations, index)?;
                     block.forward(video.as_mut(), audio.as_mut(), &kept)?;
+                    let made = [&*video, &*audio].into_iter().flatten().map(|flow| &flow.x);
+                    // Block by block, or the graph of all of them would hold every intermediate at once.
+                    if self.blocks.streamed() {
+                        mlx::eval(made)?;
+                        continue;
+                    }
+                    // A GPU gets its next block while it computes this one, and no more: two at a time bound memory.
+                    let made: Vec<Array> = made.cloned().collect();
+                    mlx::start(&made)?;
+                    mlx::eval(&std::mem::replace(&mut before, made))?;
                 }
                 Ok(())
             })?;
@@ -209,7 +221,10 @@ impl Dit {
         perturbations: &[Perturbation],
     ) -> Result<()> {
         let kept = self.kept(perturbations, index)?;
-        self.blocks.with(index, |block| Ok(block.forward(video.as_mut(), audio.as_mut(), &kept)?))
+        self.blocks.with(index, |block| {
+            block.forward(video.as_mut(), audio.as_mut(), &kept)?;
+            Ok(mlx::eval([&*video, &*audio].into_iter().flatten().map(|flow| &flow.x))?)
+        })
     }
 
     fn kept(&self, perturbations: &[Perturbation], block: usize) -> mlx::Result<Kept> {

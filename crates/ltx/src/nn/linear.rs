@@ -2,7 +2,9 @@
 
 use kernels::Activation;
 use mlx::Array;
+use mlx::device::{Device, current};
 
+use super::rows::gated_sum;
 use super::{Packed, Weight, count, cpu, gelu_tanh, leaky_relu, silu};
 use crate::checkpoint::Weights;
 use crate::error::Result;
@@ -66,13 +68,20 @@ impl Linear {
         if let Some(y) = self.kernel(x, activation, None) {
             return y;
         }
-        let mut y = match self.weight.packed() {
-            Some(packed) => packed.matmul(x)?,
-            None => x.matmul(self.weight.dense(x.dtype())?.transpose_last()?)?,
+        let y = match (self.weight.packed(), &self.bias) {
+            (Some(packed), None) => packed.matmul(x)?,
+            (Some(packed), Some(bias)) => packed.matmul(x)?.add(bias)?,
+            (None, bias) => {
+                let weight = self.weight.dense(x.dtype())?.transpose_last()?; // (in, out)
+                match bias {
+                    Some(bias) if current() == Device::Gpu && bias.dtype() == x.dtype() => {
+                        mlx::matmul_with_bias(x, &weight, bias)?
+                    }
+                    Some(bias) => x.matmul(weight)?.add(bias)?,
+                    None => x.matmul(weight)?,
+                }
+            }
         };
-        if let Some(bias) = &self.bias {
-            y = y.add(bias)?;
-        }
         match activation {
             Activation::None => Ok(y),
             Activation::GeluTanh => gelu_tanh(&y),
@@ -88,10 +97,10 @@ impl Linear {
             return y;
         }
         let y = self.forward(x)?;
-        onto.x.add(match onto.gate {
-            Some(gate) => y.multiply(gate)?,
-            None => y,
-        })
+        match onto.gate {
+            Some(gate) => gated_sum(onto.x, gate, &y),
+            None => onto.x.add(y),
+        }
     }
 
     /// The same by a kernel of ours, or None where there is none for it.

@@ -27,7 +27,23 @@ pub fn silu_of_rms_norm(x: &Array, eps: f32) -> Result<Array> {
 /// x · (1 + scale) + shift. `x` is (batch, tokens, width); the others are (batch or 1, tokens or 1, width).
 pub fn modulated(x: &Array, scale: &Array, shift: &Array) -> Result<Array> {
     let fused = norm(x, Scaling::None, None, Some([scale, shift]), Activation::None);
-    fused.unwrap_or_else(|| x.multiply(scale.add(1.0f32)?)?.add(shift))
+    fused.unwrap_or_else(|| {
+        one(mlx::joined(
+            |[x, scale, shift]| Ok(vec![x.multiply(scale.add(1.0f32)?)?.add(shift)?]),
+            [x, scale, shift],
+        ))
+    })
+}
+
+/// x + gate · y: (batch, tokens, width), the gate (batch or 1, tokens or 1, width).
+pub(super) fn gated_sum(x: &Array, gate: &Array, y: &Array) -> Result<Array> {
+    one(mlx::joined(|[x, gate, y]| Ok(vec![x.add(y.multiply(gate)?)?]), [x, gate, y]))
+}
+
+/// The one output of a joined function.
+fn one(outputs: Result<Vec<Array>>) -> Result<Array> {
+    let missing = || mlx::Error { operation: "joined", message: "no output".into() };
+    outputs?.pop().ok_or_else(missing)
 }
 
 /// [`modulated`] of a root-mean-square norm without weight.
@@ -83,10 +99,14 @@ pub fn rotated_rms_norm(x: &Array, weight: &Array, eps: f32, [cos, sin]: [&Array
         rms_norm(&x.reshape(&[x.dim(0), x.dim(1), -1])?, Some(weight), eps)?.reshape(x.shape())?
     };
     let halves = normed.split(2, -1)?; // (batch, tokens, heads, head_dim / 2), twice
-    let (first, second) = (&halves[0], &halves[1]);
-    let turned_first = first.multiply(cos)?.subtract(second.multiply(sin)?)?;
-    let turned_second = second.multiply(cos)?.add(first.multiply(sin)?)?;
-    mlx::concatenate(&[&turned_first, &turned_second], -1)
+    let turned = mlx::joined(
+        |[first, second, cos, sin]| {
+            let turned_first = first.multiply(cos)?.subtract(second.multiply(sin)?)?;
+            Ok(vec![turned_first, second.multiply(cos)?.add(first.multiply(sin)?)?])
+        },
+        [&halves[0], &halves[1], cos, sin],
+    )?;
+    mlx::concatenate(&turned.iter().collect::<Vec<_>>(), -1)
 }
 
 fn norm_and_rotate(x: &Array, weight: &Array, eps: f32, [cos, sin]: [&Array; 2]) -> Option<Result<Array>> {
@@ -119,7 +139,8 @@ pub fn gated_heads(x: &Array, logits: &Array) -> Result<Array> {
                 .map_err(text)
         });
     }
-    x.multiply(logits.sigmoid()?.multiply(2.0f32)?.expand_dims(&[3])?)
+    let logits = logits.expand_dims(&[3])?; // (batch, tokens, heads, 1)
+    one(mlx::joined(|[x, logits]| Ok(vec![x.multiply(logits.sigmoid()?.multiply(2.0f32)?)?]), [x, &logits]))
 }
 
 /// GELU in its tanh form: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
@@ -127,20 +148,24 @@ pub fn gelu_tanh(x: &Array) -> Result<Array> {
     if let Some(fused) = activate(x, Activation::GeluTanh) {
         return fused;
     }
-    // The cube of a bf16 activation loses too much: the argument is computed in f32, as PyTorch does.
-    let wide = x.astype(Dtype::F32)?;
-    let inner = wide
-        .square()?
-        .multiply(0.044715f32)?
-        .add(1.0f32)?
-        .multiply(&wide)?
-        .multiply((2.0 / std::f64::consts::PI).sqrt())?;
-    inner.tanh()?.add(1.0f32)?.multiply(&wide)?.multiply(0.5f32)?.astype(x.dtype())
+    fn gelu([x]: [&Array; 1]) -> Result<Vec<Array>> {
+        // The cube of a bf16 activation loses too much: the argument is computed in f32, as PyTorch does.
+        let wide = x.astype(Dtype::F32)?;
+        let inner = wide
+            .square()?
+            .multiply(0.044715f32)?
+            .add(1.0f32)?
+            .multiply(&wide)?
+            .multiply((2.0 / std::f64::consts::PI).sqrt())?;
+        Ok(vec![inner.tanh()?.add(1.0f32)?.multiply(&wide)?.multiply(0.5f32)?.astype(x.dtype())?])
+    }
+    one(mlx::joined(gelu, [x]))
 }
 
 /// SiLU: x · sigmoid(x).
 pub fn silu(x: &Array) -> Result<Array> {
-    activate(x, Activation::Silu).unwrap_or_else(|| x.multiply(x.sigmoid()?))
+    let joined = || one(mlx::joined(|[x]| Ok(vec![x.multiply(x.sigmoid()?)?]), [x]));
+    activate(x, Activation::Silu).unwrap_or_else(joined)
 }
 
 fn activate(x: &Array, activation: Activation) -> Option<Result<Array>> {

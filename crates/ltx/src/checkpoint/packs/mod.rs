@@ -71,7 +71,9 @@ impl Weights {
     pub fn linear(&self, outputs: i32, inputs: i32) -> Result<Weight> {
         let shape = [outputs, inputs];
         let Some((file, key)) = self.locate("weight") else {
-            return Ok(Weight::Dense(self.tensor("weight", &shape)?));
+            let weight = self.tensor("weight", &shape)?;
+            // Random weights are packed like those of a transformer's file.
+            return self.pack(&format!("model.diffusion_model.{}", self.join("weight")), weight);
         };
         let stored = match file.info(&key).map(|info| info.dtype) {
             _ if self.is_blocked(file, &key, inputs) => Weight::Blocked(self.blocked(file, &key, shape)?),
