@@ -51,20 +51,21 @@ impl BlockFootprint {
     /// Bytes in memory at once when blocks are kept in a way.
     pub fn held(&self, residency: Residency) -> u64 {
         let &Self { rest, count, block, blocks, settles } = self;
-        let resident = |count: usize| {
-            // Of `count` blocks, about as large as each other.
-            let share = |bytes: u64| bytes / self.count.max(1) as u64 * count as u64;
-            if settles { share(blocks.heap) + block.mapped } else { share(blocks.held()) }
+        // What `kept` blocks hold, about as large as each other, when none computes.
+        let held = |kept: usize| {
+            let bytes = if settles { blocks.heap } else { blocks.held() };
+            bytes / count.max(1) as u64 * kept as u64
         };
+        let resident = held(count) + if settles { block.mapped } else { 0 };
         let passing = rest.passing.max(block.passing);
         rest.held()
             + passing
             + match residency {
-                Residency::Resident => resident(count),
-                Residency::Streaming { kept, .. } if kept >= count => resident(count),
+                Residency::Resident => resident,
+                Residency::Streaming { kept, .. } if kept >= count => resident,
                 Residency::Streaming { ahead, kept } => {
                     let ring = (ahead as u64).min((count - kept) as u64 - 1);
-                    resident(kept) + block.held() + ring * block.mapped
+                    held(kept) + block.held() + ring * block.mapped
                 }
             }
     }

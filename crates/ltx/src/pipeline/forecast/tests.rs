@@ -95,7 +95,7 @@ fn blocks_that_were_converted_let_go_of_their_files() {
     assert_eq!(network.held(Residency::STREAMING), 50 + 160 + 100);
     assert_eq!(network.held(Residency::Streaming { ahead: 0, kept: 0 }), 50 + 160);
     // What the last block needs, and nothing is left to be read ahead.
-    assert_eq!(network.held(Residency::Streaming { ahead: 1, kept: 47 }), 50 + 47 * 60 + 100 + 160);
+    assert_eq!(network.held(Residency::Streaming { ahead: 1, kept: 47 }), 50 + 47 * 60 + 160);
 }
 
 #[test]
@@ -116,7 +116,9 @@ fn headers_tell_what_blocks_take() {
     let connectors = bytes("video_embeddings_connector.") + bytes("audio_embeddings_connector.");
     assert_eq!(narrow.rest.mapped, bytes("") - connectors - bytes("transformer_blocks."));
     assert!(!narrow.settles && wide.settles);
-    assert_eq!(wide.blocks.heap, 2 * wide.blocks.mapped);
+    // All but a few tables, which are f32 in the file.
+    let Footprint { mapped, heap, .. } = wide.blocks;
+    assert!(heap > mapped * 9 / 5 && heap < 2 * mapped, "{heap} bytes of {mapped}");
 }
 
 #[test]
@@ -152,18 +154,17 @@ fn pictures_are_cut_into_the_largest_tiles_that_fit() {
     let needs = |tiling| picture_phase(decoder, video, tiling).unwrap().bytes();
     let whole = needs(Tiling::auto());
     assert_eq!(tiling(decoder, video, Tiling::auto(), &limits(whole)).unwrap(), (Tiling::auto(), None));
-    for (size, frames) in [(512, 24), (256, 16)] {
-        let wanted = Tiling::cut(size, frames);
-        assert!(needs(wanted) < whole, "{size}");
-        let (chosen, said) = tiling(decoder, video, Tiling::auto(), &limits(needs(wanted))).unwrap();
-        assert!(needs(chosen) <= needs(wanted) && chosen.spatial.unwrap().0 >= size, "{chosen:?}");
-        assert!(said.unwrap().contains("tiles of"));
+    let least = needs(Tiling::cut(128, 16));
+    assert!(least < whole);
+    for most in [least, (least + whole) / 2, whole - 1] {
+        let (chosen, said) = tiling(decoder, video, Tiling::auto(), &limits(most)).unwrap();
+        assert!(needs(chosen) <= most && said.unwrap().contains("tiles of"), "{chosen:?}");
     }
 }
 
 #[test]
 fn what_cannot_fit_is_refused_with_what_can() {
-    let size = |frames| request([448, 320, frames]);
+    let size = |frames| Request { skip_vae: true, ..request([448, 320, frames]) };
     let needs = |request: &Request| {
         let plan = Plan::new(request).unwrap();
         let (facts, sizes) = (Facts::new(&plan).unwrap(), plan.sizes());
@@ -186,7 +187,17 @@ fn what_cannot_fit_is_refused_with_what_can() {
 
 #[test]
 fn packing_is_taken_where_it_lets_the_transformer_stay() {
-    let mut request = Request { dtype: Dtype::F32, ..request([128, 64, 9]) };
+    let off = GuidanceOverride { stg: Some(0.0), ..GuidanceOverride::default() };
+    let mut request = Request {
+        // Wide enough for groups of 64.
+        models: vec![fixtures().join("packs/bf16.safetensors")],
+        recipe: Some(Recipe::OneStage),
+        dummy_text: true,
+        video_guidance: off.clone(),
+        audio_guidance: off,
+        dtype: Dtype::F32,
+        ..request([64, 64, 9])
+    };
     let resident = |request: &Request| {
         let plan = Plan::new(request).unwrap();
         let (facts, sizes) = (Facts::new(&plan).unwrap(), plan.sizes());
