@@ -78,7 +78,7 @@ fn streamed_layers_write_the_same_text() {
         let resident = write(Residency::Resident);
         assert!(resident.len() > 5, "{resident}");
         for ahead in [0, 1, 9] {
-            assert_eq!(resident, write(Residency::Streaming { ahead }), "{dtype}, {ahead} ahead");
+            assert_eq!(resident, write(Residency::Streaming { ahead, kept: 0 }), "{dtype}, {ahead} ahead");
         }
     }
 }
