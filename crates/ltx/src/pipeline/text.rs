@@ -31,7 +31,7 @@ pub enum Prompts {
     /// A file, or the prompts' own letters.
     Known(Vec<Text>),
     /// The text encoder, unless the cache has them.
-    Encode(Encoding),
+    Encode(Box<Encoding>),
 }
 
 /// The contexts that a request asks for, and whether there is one for the sound.
@@ -92,7 +92,7 @@ pub fn prompts(
         loras: &request.loras,
         cache: request.cache.as_ref(),
     };
-    Ok(Prompts::Encode(Encoding::new(&wanted, folder, checkpoint, settings, notes)?))
+    Ok(Prompts::Encode(Box::new(Encoding::new(&wanted, folder, checkpoint, settings, notes)?)))
 }
 
 /// Widths of the contexts that a transformer takes.
