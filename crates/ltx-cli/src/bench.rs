@@ -43,7 +43,7 @@ pub fn run(arguments: &Bench) -> Result<()> {
     let settings = Settings { dtype: crate::dtype(arguments.dtype), time };
     let chosen = if chosen.is_empty() {
         let on_gpu = device == Device::Gpu;
-        let usual = |work: &&Work| !work.large && !(on_gpu && work.name == "peak");
+        let usual = |work: &&Work| !(work.large || on_gpu && work.name == "peak");
         WORKS.iter().filter(usual).map(Some).chain([None]).collect()
     } else {
         chosen

@@ -1,7 +1,7 @@
 //! How much memory the machine has free, this program takes, and its control groups allow.
 
 use std::fs::read_to_string;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Bytes that this process has resident.
 pub fn resident() -> u64 {
@@ -49,7 +49,7 @@ fn free(root: &Path) -> Option<u64> {
 }
 
 /// What a control group leaves: its limit without its usage, of which the cache of files can be given back.
-fn room(folder: &PathBuf, limit: &str, usage: &str) -> Option<u64> {
+fn room(folder: &Path, limit: &str, usage: &str) -> Option<u64> {
     let number = |name: &str| read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
     let stat = read_to_string(folder.join("memory.stat")).unwrap_or_default();
     let cached = ["total_inactive_file", "total_active_file"].map(|name| field(&stat, name));

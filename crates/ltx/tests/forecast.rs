@@ -94,9 +94,9 @@ fn compare(what: &str, request: &Request, phases: &[&str]) -> Vec<String> {
     mlx::memory::reset_peak();
     let clip = plan.run(&mut peaks).unwrap();
     let _ = peaks.event(Event::Phase { name: "decode video".into(), steps: 0 });
-    for frame in clip.frames {
-        frame.unwrap();
-    }
+    clip.frames(&mut peaks).unwrap().for_each(|frame| drop(frame.unwrap()));
+    let _ = peaks.event(Event::Phase { name: "decode audio".into(), steps: 0 });
+    clip.sound(&mut peaks).unwrap().into_iter().flatten().for_each(|part| drop(part.unwrap()));
     peaks.end();
     let mut wrong = Vec::new();
     for &name in phases {

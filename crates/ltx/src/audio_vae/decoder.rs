@@ -8,7 +8,7 @@ use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
 
 /// Latent frames that are decoded together: two seconds.
-const AT_ONCE: i32 = 50;
+pub(crate) const AT_ONCE: i32 = 50;
 
 /// The decoder: resolution after resolution of residual blocks, each twice the one before.
 pub struct AudioDecoder {

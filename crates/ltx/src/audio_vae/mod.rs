@@ -10,6 +10,7 @@ mod layers;
 mod mel;
 mod resample;
 
+pub(crate) use decoder::AT_ONCE;
 pub use decoder::{AudioDecoder, Passage};
 pub use encoder::AudioEncoder;
 pub use mel::Mel;

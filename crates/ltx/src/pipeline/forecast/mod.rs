@@ -170,8 +170,8 @@ impl Plan<'_> {
         }
         if !self.request.skip_vae {
             let latents = sizes.sound(sizes.video.latent().frames);
-            phases.extend(facts.sound.as_ref().map(|sound| sound_phase(sound, latents)));
             phases.extend(self.picture_phase(facts, sizes, choices.tiling)?);
+            phases.extend(facts.sound.as_ref().map(|sound| sound_phase(sound, latents)));
         }
         Ok(phases)
     }
@@ -311,16 +311,11 @@ impl Plan<'_> {
 fn sound_phase(sound: &facts::Sound, latents: usize) -> Phase {
     let facts::Sound { decoder, frame, vocoder, generators } = sound;
     let (work, convolution) = vocoding(generators, latents);
-    let parts = [
-        (decoder.held() + decoder.passing, spectrogram(*frame, latents)),
-        (vocoder.held() + vocoder.passing, work),
-    ];
-    let (weights, work) = parts.into_iter().max_by_key(|(weights, work)| weights + work).unwrap_or_default();
     Phase {
         name: "decode audio",
-        kept: String::new(),
-        weights,
-        work,
+        kept: "some seconds at a time".into(),
+        weights: [decoder, vocoder].map(|part| part.held() + part.passing).iter().sum(),
+        work: work.max(spectrogram(*frame, latents)),
         cost: Cost { convolution, read: (decoder.mapped + vocoder.mapped) as f64, ..Cost::default() },
     }
 }

@@ -4,8 +4,8 @@
 use mlx::Dtype;
 
 use super::{Cost, size};
-use crate::dit;
 use crate::shape::LatentShape;
+use crate::{audio_vae, dit, vocoder};
 
 /// Passes run as one batch up to so many tokens: see `prompted`.
 const BATCH_TOKENS: usize = 4096;
@@ -83,9 +83,8 @@ pub fn upsampling(latent: LatentShape, channels: usize, dtype: Dtype) -> (u64, f
 
 /// Bytes of decoding a spectrogram of so many latent frames, of which the widest layer makes `frame` bytes a mel frame.
 pub fn spectrogram(frame: usize, latents: usize) -> u64 {
-    const AT_ONCE: usize = 256 + 16;
     const ARRAYS: usize = 6;
-    (4 * latents.min(AT_ONCE) * frame * ARRAYS) as u64
+    (4 * latents.min(audio_vae::AT_ONCE as usize) * frame * ARRAYS) as u64
 }
 
 /// A generator of the vocoder.
@@ -101,13 +100,12 @@ pub struct Generator {
 
 /// The same of decoding so many latent frames of sound.
 pub fn vocoding(generators: &[Generator], latents: usize) -> (u64, f64) {
-    const AT_ONCE: usize = 1000;
-    const REACH: usize = 60;
+    const REACH: usize = 100; // frames around a piece that it sees
     let mel = (4 * latents) as f64;
     let (mut work, mut operations) = (0, 0.0);
     for Generator { stages, taps, frames } in generators {
         let all = mel * frames;
-        let piece = (all as usize).min(AT_ONCE) + REACH.min(all as usize);
+        let piece = (all as usize).min(vocoder::AT_ONCE as usize) + REACH.min(all as usize);
         for &(samples, channels) in stages {
             work = work.max((piece * samples * channels * 4 * STAGE) as u64);
             operations += SLOWER * 2.0 * all * samples as f64 * (channels * channels * taps) as f64;
