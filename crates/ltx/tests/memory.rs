@@ -127,9 +127,8 @@ fn pictures_stay(generation: &str) {
     flat(&format!("the pictures of {generation}"), 13, |latents| {
         let decoder = ConvDecoder::load(&weights, &config).unwrap();
         let latent = mlx::zeros(&[1, channels, latents, 3, 2], Dtype::F32).unwrap();
-        let chunks = decoder
-            .decode(&latent, &Tiling::OFF, |shape| Ok(mlx::zeros(shape, Dtype::F32)?))
-            .unwrap();
+        let chunks =
+            decoder.decode(&latent, &Tiling::OFF, |shape| Ok(mlx::zeros(shape, Dtype::F32)?)).unwrap();
         let frames: i32 = chunks.map(|chunk| chunk.unwrap().dim(0)).sum();
         assert_eq!(frames, 8 * latents - 7);
     });
