@@ -7,8 +7,8 @@ use super::{Shape, Statistics, channels_first, channels_last, check};
 use crate::checkpoint::{Config, Weights};
 use crate::error::Result;
 
-/// Latent frames that are decoded together: two seconds.
-pub(crate) const AT_ONCE: i32 = 50;
+/// Latent frames that are decoded together: two thirds of a second.
+pub(crate) const AT_ONCE: i32 = 16;
 
 /// The decoder: resolution after resolution of residual blocks, each twice the one before.
 pub struct AudioDecoder {

@@ -15,9 +15,9 @@ use crate::trace::Trace;
 use bandwidth::Bandwidth;
 use generator::{Final, Generator};
 
-/// Frames that a generator makes samples of together: three seconds, of the second generator's one and a half. What it sees
-/// around them, up to half a second to each side, is computed twice.
-pub(crate) const AT_ONCE: i32 = 300;
+/// Frames that a generator makes samples of together: two seconds, of the second generator's one. What it sees around them,
+/// up to half a second to each side, is computed twice.
+pub(crate) const AT_ONCE: i32 = 200;
 
 /// Sample rate of vocoders whose configuration does not state one: those before bandwidth extension (2.0).
 const UNSTATED_RATE: u32 = 24_000;
