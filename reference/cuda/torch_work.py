@@ -37,6 +37,13 @@ def filled(build):
     return module
 
 
+def configured(configurator, config):
+    """By the class' name for it in ltx-core 1.0.0, or in 1.2.0."""
+    if hasattr(configurator, "from_config"):
+        return configurator.from_config(config)
+    return configurator.from_metadata({"config": config})
+
+
 def matmul(size):
     a, b = random(size, size), random(size, size)
     return {"": lambda: a @ b}
@@ -49,7 +56,7 @@ def transformer(generation, height, width, frames, blocks):
     config = json.loads((CONFIGS / FILES[generation]).read_text())
     if blocks:
         config["transformer"]["num_layers"] = blocks
-    model = filled(lambda: LTXModelConfigurator.from_config(config))
+    model = filled(lambda: configured(LTXModelConfigurator, config))
     widths = (3840, 3840) if generation == "2.0" else (4096, 2048)
 
     def modality(axes, tokens, text):
@@ -80,7 +87,8 @@ def transformer(generation, height, width, frames, blocks):
 def video_decode(height, width, frames):
     from ltx_core.model.video_vae.model_configurator import VideoDecoderConfigurator
 
-    decoder = filled(lambda: VideoDecoderConfigurator.from_config(json.loads((CONFIGS / FILES["2.3"]).read_text())))
+    config = json.loads((CONFIGS / FILES["2.3"]).read_text())
+    decoder = filled(lambda: configured(VideoDecoderConfigurator, config))
     latent = random(1, 128, (frames - 1) // 8 + 1, height // 32, width // 32)
     decoder_last, latent_last = decoder, latent.contiguous(memory_format=torch.channels_last_3d)
     return {"": lambda: decoder(latent), "channels last": lambda: decoder_last(latent_last)}

@@ -14,43 +14,52 @@ use mlx::cuda::{Absence, Setup, driver, find, wheel};
 
 const STARTED: &str = "LTX_CUDA_STARTED";
 
+/// What [`STARTED`] says in a process that was started with MLX for CUDA, and in one that was started without it again.
+const WITH: &str = "with";
+const WITHOUT: &str = "without";
+
 /// Goes on as a new process whose MLX computes on the GPU; returns only if there can be none, or if this is that process.
 pub fn start() -> Result<(), Absence> {
     if mlx::device::gpu_available() {
         return Ok(());
     }
-    driver()?;
-    let setup = find(&wheels(), &folders())?;
-    if env::var_os(STARTED).is_some() {
+    let started = env::var_os(STARTED);
+    if started.as_deref().is_some_and(|started| started == WITHOUT) {
         return Err(Absence {
-            problem: "MLX for CUDA was started and finds no card".into(),
-            remedy: format!(
-                "see whether `nvidia-smi` lists one, and whether {STARTED} is set by somebody else"
-            ),
+            problem: "MLX for CUDA was started and found no card".into(),
+            remedy:
+                "see whether `nvidia-smi` lists one, and whether the driver is newer than NVIDIA's libraries"
+                    .into(),
         });
     }
+    driver()?;
+    let setup = find(&wheels(), &folders())?;
+    // Without a card MLX for CUDA cannot even compute on the CPU.
+    let failed = anew(&setup, if started.is_some() { WITHOUT } else { WITH });
     Err(Absence {
-        problem: format!("the program cannot be started anew: {}", anew(&setup)),
+        problem: format!("the program cannot be started anew: {failed}"),
         remedy: "see whether its file can still be read and run".into(),
     })
 }
 
-/// Replaces this process; returns if that fails.
-fn anew(setup: &Setup) -> std::io::Error {
+/// Replaces this process by one with MLX for CUDA or without it; returns if that fails.
+fn anew(setup: &Setup, how: &str) -> std::io::Error {
     let program = match env::current_exe() {
         Ok(program) => program,
         Err(error) => return error,
     };
     let before = env::var_os("LD_LIBRARY_PATH").filter(|path| !path.is_empty());
-    let before: Vec<PathBuf> = before.iter().flat_map(env::split_paths).collect();
-    let path = match env::join_paths(setup.library_path.iter().chain(&before)) {
+    let before =
+        before.iter().flat_map(env::split_paths).filter(|folder| !setup.library_path.contains(folder));
+    let first = if how == WITH { setup.library_path.as_slice() } else { &[] };
+    let path = match env::join_paths(first.iter().cloned().chain(before)) {
         Ok(path) => path,
         Err(error) => return std::io::Error::other(error),
     };
     let mut arguments = env::args_os();
     let mut command = Command::new(program);
     command.arg0(arguments.next().unwrap_or_else(|| OsString::from("ltx"))).args(arguments);
-    command.env("LD_LIBRARY_PATH", path).env("CUDA_HOME", &setup.cuda_home).env(STARTED, "1");
+    command.env("LD_LIBRARY_PATH", path).env("CUDA_HOME", &setup.cuda_home).env(STARTED, how);
     // What is said to be f32 is not to be rounded to 10 bits on the way.
     if env::var_os("MLX_ENABLE_TF32").is_none() {
         command.env("MLX_ENABLE_TF32", "0");
