@@ -91,7 +91,7 @@ Ptr custom(const Arrays& inputs, Ints shape, Type dtype, rust::Box<Kernel> kerne
 void async_eval(const Arrays& list);
 Ptr addmm(const array& bias, const array& a, const array& b);
 Ptr uniform(double low, double high, Ints shape, Type dtype, uint64_t seed);
-std::unique_ptr<Compiled> compile(rust::Box<Function> function, bool joined);
+std::unique_ptr<Compiled> compile(rust::Box<Function> function);
 std::unique_ptr<Arrays> call(const Compiled& compiled, const Arrays& inputs);
 // An array that is read into the device's memory when it is computed.
 Ptr upload(const uint8_t* data, Ints shape, Type dtype, rust::Box<Owner> owner);

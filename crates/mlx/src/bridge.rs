@@ -209,7 +209,7 @@ pub(crate) mod ffi {
         fn addmm(bias: &array, a: &array, b: &array) -> Result<UniquePtr<array>>;
         fn uniform(low: f64, high: f64, shape: &[i32], dtype: Type, seed: u64) -> Result<UniquePtr<array>>;
         type Compiled;
-        fn compile(function: Box<Function>, joined: bool) -> Result<UniquePtr<Compiled>>;
+        fn compile(function: Box<Function>) -> Result<UniquePtr<Compiled>>;
         fn call(compiled: &Compiled, inputs: &CxxVector<array>) -> Result<UniquePtr<CxxVector<array>>>;
 
         fn gpu_available() -> bool;

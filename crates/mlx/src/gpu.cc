@@ -31,10 +31,9 @@ Ptr uniform(double low, double high, Ints shape, Type dtype, uint64_t seed) {
   return own(mx::random::uniform(array(low, type), array(high, type), sizes, type, mx::random::key(seed)));
 }
 
-std::unique_ptr<Compiled> compile(rust::Box<Function> function, bool joined) {
+std::unique_ptr<Compiled> compile(rust::Box<Function> function) {
   auto shared = std::make_shared<rust::Box<Function>>(std::move(function));
   auto run = [shared](const Arrays& inputs) -> Arrays { return std::move(*(*shared)->call(inputs)); };
-  mx::set_compile_mode(joined ? mx::CompileMode::enabled : mx::CompileMode::no_fuse);
   return std::make_unique<Compiled>(mx::compile(std::function<Arrays(const Arrays&)>(run)));
 }
 
