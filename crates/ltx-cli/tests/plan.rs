@@ -21,7 +21,7 @@ fn small(command: &str, options: &[&str]) -> Command {
 }
 
 const PHASES: [&str; 6] =
-    ["encode text", "denoise at half size", "upsample", "refine", "decode audio", "decode video"];
+    ["encode text", "denoise at half size", "upsample", "refine", "decode video", "decode audio"];
 
 #[test]
 fn a_plan_tells_every_phase_and_runs_none() {
