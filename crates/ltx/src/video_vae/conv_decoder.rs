@@ -15,9 +15,9 @@ use crate::checkpoint::{Config, Weights};
 use crate::error::{Error, Result};
 use crate::trace::Trace;
 
-/// Latent frames that go in together, at most: with the first of them, two seconds at 24 frames per second. More would only take
-/// more memory, and a small picture's would then grow with its length.
-const AT_ONCE: i32 = 6;
+/// Latent frames that go in together, at most. More would only take more memory, and with small pictures memory would go on
+/// growing for seconds of a clip.
+const AT_ONCE: i32 = 2;
 /// Share of noise in the latents that a conditioned decoder is given, and the timestep it is told.
 const NOISE: f32 = 0.025;
 const TIMESTEP: f32 = 0.05;
