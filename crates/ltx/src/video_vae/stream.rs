@@ -14,6 +14,8 @@ use crate::trace::Trace;
 
 /// Values that a layer makes at a time, about: enough to keep every processor busy, little beside the weights.
 pub(super) const PIECE: usize = 1 << 24;
+/// Frames that a layer makes pieces of, at most: small ones would else wait, and all come out at the end.
+const LONGEST: i32 = 16;
 
 /// An encoder or a decoder, without what is before its first convolution and after its last.
 pub(super) struct Network<'a> {
@@ -82,7 +84,8 @@ impl Network<'_> {
             let frame = wave.frames.size() / frames.max(1) as usize;
             let pixels = frame / channels.max(1) as usize * channels.max(self.last.outputs()) as usize;
             let values = layer.map_or(pixels, |layer| layer.values(frame, channels));
-            let at_once = i32::try_from(most / values.max(1)).unwrap_or(i32::MAX).clamp(1, frames);
+            let longest = if most == usize::MAX { frames } else { frames.min(LONGEST) };
+            let at_once = i32::try_from(most / values.max(1)).unwrap_or(i32::MAX).clamp(1, longest);
             let end = frames.min(wave.next.saturating_add(at_once));
             let piece =
                 if at_once == frames { wave.frames.clone() } else { wave.frames.slice(1, wave.next..end)? };
