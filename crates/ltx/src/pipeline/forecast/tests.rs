@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::fit::{best, tiling};
 use super::*;
-use crate::checkpoint::{BlockFootprint, Footprint};
+use crate::checkpoint::{BlockFootprint, Config, Footprint, Weights};
 use crate::pipeline::{GuidanceOverride, Recipe, UnreadPolicy};
+use crate::video_vae::ConvDecoder;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -147,17 +148,19 @@ fn what_fits_is_left_alone_and_what_does_not_is_streamed() {
 
 #[test]
 fn pictures_are_cut_into_the_largest_tiles_that_fit() {
-    let request = request([448, 320, 97]);
-    let plan = Plan::new(&request).unwrap();
-    let (facts, video) = (Facts::new(&plan).unwrap(), plan.video);
-    let decoder = facts.decoder.as_ref().unwrap();
-    let needs = |tiling| picture_phase(decoder, video, tiling).unwrap().bytes();
+    let file = fixtures().join("configs/ltx-2.3-22b.json");
+    let config = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let weights = Weights::shapes(Dtype::Bf16);
+    let decoder = ConvDecoder::load(&weights, &Config::new(&file, config)).unwrap();
+    let decoder = (decoder, Footprint::default());
+    let video = VideoShape { frames: 97, height: 1408, width: 2560 };
+    let needs = |tiling| picture_phase(&decoder, video, tiling).unwrap().bytes();
     let whole = needs(Tiling::auto());
-    assert_eq!(tiling(decoder, video, Tiling::auto(), &limits(whole)).unwrap(), (Tiling::auto(), None));
+    assert_eq!(tiling(&decoder, video, Tiling::auto(), &limits(whole)).unwrap(), (Tiling::auto(), None));
     let least = needs(Tiling::cut(128, 16));
     assert!(least < whole);
     for most in [least, (least + whole) / 2, whole - 1] {
-        let (chosen, said) = tiling(decoder, video, Tiling::auto(), &limits(most)).unwrap();
+        let (chosen, said) = tiling(&decoder, video, Tiling::auto(), &limits(most)).unwrap();
         assert!(needs(chosen) <= most && said.unwrap().contains("tiles of"), "{chosen:?}");
     }
 }
