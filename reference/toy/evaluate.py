@@ -34,8 +34,9 @@ class Model:
         self.recipe, self.length, self.device = recipe, length, device
         self.vaes = make_latents.freeze(runs, device)
         modules, self.encoder = flow.modules(runs / "gemma")
-        for name, state in parts.trained(runs, "dit", device)[0].items():
-            modules[name].load_state_dict(state)
+        states = parts.trained(runs, "dit", device)[0]
+        for name, module in modules.items():
+            module.load_state_dict(states[name])
         self.transformer, self.encoder = modules["transformer"].to(device).eval(), self.encoder.to(device).eval()
         self.vocoder = parts.build("vocoder").to(device).eval()
         train_vocoder.set_bases(self.vocoder)

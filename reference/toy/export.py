@@ -35,7 +35,8 @@ def networks(runs):
             untrained.append(part)
             return
         for name, state in parts.trained(runs, part)[0].items():
-            modules[name].load_state_dict(state)
+            if name in modules:  # the transformer's reader is not for users
+                modules[name].load_state_dict(state)
 
     found = {}
     if (runs / "frozen.pt").exists() or (runs / "video_vae.pt").exists() and (runs / "audio_vae.pt").exists():

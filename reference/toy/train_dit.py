@@ -1,11 +1,13 @@
 """Trains the transformer and the text encoder together as a rectified flow.
 
-    python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 1024]
+    python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 1024] [--read 0]
 
 It reads the files of `make_latents.py`. Of the captions a tenth is replaced by an empty or a negative one, for guided
-sampling; in a fifth of the clips the first latent frame is given, as in image-to-video. Stages of a training:
-stage 1 with 128 text tokens; then `--stage 2`, whose sigmas are those of a second stage half of the time; last
-`--length 1024`, the length of text that the official pipelines use.
+sampling; in a fifth of the clips the first latent frame is given, as in image-to-video. A small head that is thrown
+away afterwards reads the scene's attributes from the contexts: its loss teaches the text encoder words much faster
+than the flow alone. Stages of a training: stage 1 with 40 text tokens, and `--tokens 36` at first; then `--stage 2`,
+whose sigmas are those of a second stage half of the time; last `--length 1024`, the length of text that the official
+pipelines use.
 """
 
 import random
@@ -15,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flow
 import make_latents
+import parts
 import prompts
 import training
 import world
@@ -31,45 +34,76 @@ def sigmas(count, stage, generator):
     return torch.where(kind < 0.5, drawn, torch.where(kind < 0.83, listed, uniform)).clamp(min=0.01)
 
 
+class Reader(torch.nn.Module):
+    """What a scene holds, told from the means of both contexts: one loss that teaches the text encoder to read."""
+
+    # The background, the sound, then shape, colour and motion of two objects; 0 stands for no second object.
+    CLASSES = (len(world.BACKGROUNDS), 2) + 2 * (1 + len(world.SHAPES), 1 + len(world.COLORS), 1 + len(world.MOTIONS))
+
+    def __init__(self):
+        super().__init__()
+        widths = parts.HEADS * parts.VIDEO_HEAD, parts.HEADS * parts.AUDIO_HEAD
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(width, sum(self.CLASSES)) for width in widths)
+
+    @staticmethod
+    def answers(scene):
+        things = [(0, 0, 0)] * 2
+        for slot, thing in enumerate(scene.things):
+            lists = (world.SHAPES, thing.shape), (world.COLORS, thing.color), (world.MOTIONS, thing.motion)
+            things[slot] = tuple(1 + list(names).index(name) for names, name in lists)
+        return [list(world.BACKGROUNDS).index(scene.background), int(scene.silent), *things[0], *things[1]]
+
+    def forward(self, contexts, answers):
+        """Mean cross entropy; contexts (B, S, width) each, answers (B, 8) with -100 where the text says nothing."""
+        logits = [head(context.float().mean(1)) for head, context in zip(self.heads, contexts, strict=True)]
+        losses = [
+            torch.nn.functional.cross_entropy(part, answers[:, question])
+            for both in logits for question, part in enumerate(both.split(self.CLASSES, 1))
+        ]
+        return torch.stack(losses).mean()
+
+
 class Batches:
     """Batches of one size each from the files, in an order that depends on the step alone."""
 
-    def __init__(self, folder, stages, batch, seed):
+    def __init__(self, folder, stages, batch, seed, tokens):
         self.batch, self.seed = batch, seed
-        self.files = sorted(file for stage in stages for file in folder.glob(f"{stage}-*.pt"))
+        files = sorted(file for stage in stages for file in folder.glob(f"{stage}-*.pt"))
+        self.files = [whole for whole in map(make_latents.load, files) if whole["video"][0, 0].numel() <= tokens]
         if not self.files:
-            raise SystemExit(f"no latents in {folder}: run make_latents.py first")
-        self.loaded = {}
+            raise SystemExit(f"no latents of so few tokens in {folder}: run make_latents.py first")
 
     def __call__(self, step):
         draw = random.Random(f"{self.seed}/{step}")
-        file = draw.choice(self.files)
-        if file not in self.loaded:
-            self.loaded[file] = make_latents.load(file)
-        whole = self.loaded[file]
+        whole = draw.choice(self.files)
         rows = draw.sample(range(len(whole["seeds"])), min(self.batch, len(whole["seeds"])))
         scenes = [world.sample(whole["seeds"][row], *whole["size"]) for row in rows]
-        texts = []
+        texts, answers = [], []
         for scene in scenes:
             negative = draw.random() < 0.1
             texts.append(draw.choice(flow.text.NEGATIVES) if negative else prompts.describe(scene, draw.random()))
-        return whole["video"][rows], whole["audio"][rows], texts, draw
+            answers.append([-100] * 8 if negative else Reader.answers(scene))
+        return whole["video"][rows], whole["audio"][rows], torch.tensor(answers), texts, draw
 
 
 def main():
     parser = training.arguments(__doc__, rate=1e-3, batch=48)
     parser.add_argument("--stage", type=int, default=1)
-    parser.add_argument("--length", type=int, default=128, help="text tokens, a multiple of 128")
+    parser.add_argument("--length", type=int, default=40, help="text tokens; the program has 1024")
+    parser.add_argument("--tokens", type=int, default=1000, help="only clips of at most that many video tokens")
+    parser.add_argument("--read", type=float, default=0.1, help="weight of the loss that teaches to read")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     modules, encoder = flow.modules(options.runs / "gemma")
+    modules["reader"] = Reader()
     run = training.Training("dit", modules, options)
     transformer = modules["transformer"]
     folder = options.runs / "latents"
-    batches = Batches(folder, (1, 2) if options.stage == 2 else (1,), options.batch, options.seed)
+    stages = (1, 2) if options.stage == 2 else (1,)
+    batches = Batches(folder, stages, options.batch, options.seed, options.tokens)
 
     def loss(inputs):
-        video, audio, texts, draw = inputs
+        video, audio, answers, texts, draw = inputs
         generator = torch.Generator().manual_seed(draw.randrange(1 << 40))
         where = flow.positions(video.shape[2:], audio.shape[2], options.device)
         clean = [part.to(options.device) for part in flow.tokens(video, audio)]
@@ -94,7 +128,9 @@ def main():
             ((speed.float() - (n - x)).square().mean(-1) * mask).sum() / mask.sum()
             for speed, x, n, mask in zip(speeds, clean, noise, masks, strict=True)
         ]
-        return errors[0] + errors[1], {"video": errors[0], "audio": errors[1]}
+        read = modules["reader"](contexts, answers)
+        metrics = {"video": errors[0], "audio": errors[1], "read": read}
+        return errors[0] + errors[1] + options.read * read, metrics
 
     def measure():
         """The flow loss on fixed clips of the held-out combinations, at fixed noise and sigmas."""

@@ -38,8 +38,8 @@ MOTIONS = (*DIRECTIONS, "bounce", "grow", "still")
 # A diagonal motion is as likely as each of the others.
 MOTION_WEIGHTS = [0.25 if "-" in motion else 1.0 for motion in MOTIONS]
 
-BOUNCE_PERIOD = 0.4  # seconds from floor to floor; the object starts at the top
-REACH = 1.3  # no outline leaves this many radii
+BOUNCE_PERIOD = 0.8  # seconds from floor to floor; the object starts at the top
+REACH = 1.27  # no outline leaves this many radii
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ def _thing(draw, kind, lane, radius):
             slack = 0.12 * (high[axis] - low[axis])
             ends = (low[axis] + draw.uniform(0, slack), high[axis] - draw.uniform(0, slack))
             if sign:
-                # A wide frame is not crossed in a moment: at most 0.8 of the shorter side in one clip.
-                travel = min(ends[1] - ends[0], 0.8)
+                # A wide frame is not crossed in a moment: at most half of the shorter side in one clip.
+                travel = min(ends[1] - ends[0], 0.5)
                 first = draw.uniform(ends[0], ends[1] - travel)
                 start[axis], end[axis] = (first, first + travel)[::sign]
     if motion == "bounce":
-        start[1], end[1] = high[1], max(low[1], high[1] - 0.55)  # the floor, the top
+        start[1], end[1] = high[1], max(low[1], high[1] - 0.4)  # the floor, the top
     return Thing(shape, color, motion, radius, tuple(start), tuple(end))
 
 
@@ -143,7 +143,7 @@ def sample(seed, width=128, height=128, frames=17, held_out=False):
         lanes.reverse()
     things = []
     for kind, lane in zip(kinds, lanes, strict=True):
-        radius = draw.uniform(0.15, 0.19) if len(kinds) == 1 else draw.uniform(0.115, 0.135)
+        radius = draw.uniform(0.21, 0.25) if len(kinds) == 1 else draw.uniform(0.125, 0.14)
         if kind[2] in ("grow", "still"):
             radius *= 1.2
         things.append(_thing(draw, kind, lane, radius))
@@ -199,5 +199,5 @@ def size(seed, stage=1):
     """(width, height, frames) of a training clip: the first stage's, or twice as wide and high."""
     draw = random.Random(f"size/{seed}")
     width, height = draw.choice(SIZES)
-    frames = draw.choice((17, 17, 25, 25, 25, 33, 41, 49))
+    frames = draw.choice((17, 17, 25, 25, 25, 25, 33, 33, 41, 49))
     return width * stage, height * stage, frames
