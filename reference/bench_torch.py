@@ -68,26 +68,14 @@ os.environ["OMP_NUM_THREADS"] = str(OPTIONS.threads)
 import torch  # noqa: E402 - after the environment
 from torch.nn import functional as F  # noqa: E402
 
+from random_module import filled  # noqa: E402
+
 CONFIG = json.loads((ROOT / "fixtures/configs/ltx-2.3-22b.json").read_text())
 UPSAMPLER = json.loads((ROOT / "fixtures/configs/latent-upsamplers.json").read_text())["2.3-spatial-x2"]
 
 
 def random(*shape, dtype=torch.float32):
     return torch.randn(*shape).to(dtype)
-
-
-def filled(build, dtype):
-    """A module with random weights, without the time its own initialization takes."""
-    with torch.device("meta"):
-        module = build()
-    module = module.to(dtype).to_empty(device="cpu").eval()
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.is_floating_point():
-            inputs = tensor[0].numel() if tensor.ndim > 1 else 3
-            tensor.data.uniform_(-1, 1).mul_((3 / max(inputs, 3)) ** 0.5)
-        else:
-            tensor.data.zero_()
-    return module
 
 
 # Each work takes a setting and gives what is to be timed. A setting is a dtype, or a dtype and a memory layout.

@@ -7,7 +7,6 @@ mod memory;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ltx::nn::Packing;
 
 use crate::images::Images;
 use crate::shots::Shots;
@@ -16,7 +15,7 @@ pub use files::{
     CacheCommand, Decode, EncodeText, LikeChoice, LoraCommand, LoraInspect, LoraMerge, Quantize, Resume,
     Synth,
 };
-pub use memory::{Memory, Tiles, Wish, wish};
+pub use memory::{Memory, QuantizeChoice, Tiles, Wish, wish};
 
 /// LTX-2 on your own machine: a prompt in, a video clip with synchronized sound out.
 #[derive(Debug, Parser)]
@@ -89,37 +88,6 @@ pub enum DtypeChoice {
     F16,
     /// float32: twice the memory, for comparisons
     F32,
-}
-
-/// Into how many bits weights are packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum QuantizeChoice {
-    /// Not at all
-    #[value(aliases = ["bf16", "no", "off"])]
-    None,
-    /// 8 bits, with a scale and a bias for each 64 values: half the size, no loss to speak of
-    #[value(name = "8", aliases = ["int8", "q8"])]
-    Eight,
-    /// 4 bits, in the same way: 28 % of the size, with a loss
-    #[value(name = "4", aliases = ["int4", "q4"])]
-    Four,
-    /// Floats of 8 bits, with a scale for each 32
-    Mxfp8,
-    /// Floats of 4 bits, with a scale for each 16
-    Nvfp4,
-}
-
-impl QuantizeChoice {
-    /// The packing, with groups of 64 where there is a choice.
-    pub fn packing(self) -> Option<Packing> {
-        match self {
-            Self::None => None,
-            Self::Eight => Some(Packing::Affine { bits: 8, group: 64 }),
-            Self::Four => Some(Packing::Affine { bits: 4, group: 64 }),
-            Self::Mxfp8 => Some(Packing::Mxfp8),
-            Self::Nvfp4 => Some(Packing::Nvfp4),
-        }
-    }
 }
 
 /// How frames and sound are encoded.

@@ -1,11 +1,13 @@
 //! `ltx cache`, and where the program's cache is: `$LTX_CACHE_DIR`, or `~/.cache/ltx`; encoded prompts are in its
 //! `embeddings`.
 
-use std::env;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use ltx::text::EmbeddingCache;
 use ltx::{Error, Result};
+use tempfile::NamedTempFile;
 
 use crate::args::CacheCommand;
 use crate::terminal::seconds;
@@ -14,6 +16,16 @@ use crate::terminal::seconds;
 pub fn folder() -> Option<PathBuf> {
     let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     named("LTX_CACHE_DIR").or_else(|| named("HOME").map(|home| home.join(".cache/ltx")))
+}
+
+/// Writes a file, whole or not at all, and the folders that it is in. Whoever has the old one open keeps it.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// The cache of encoded prompts in it.

@@ -15,7 +15,7 @@ use ltx::{Error, Result};
 use serde_json::json;
 
 use crate::args::{EncoderChoice, Generate, RecipeChoice, SamplerChoice};
-use crate::terminal::{Terminal, gib, peak_memory, seconds};
+use crate::terminal::{Terminal, gib, seconds};
 use crate::toy::{self, Toy};
 
 /// Frames made at once, unless others are asked for: the official pipelines' own number.
@@ -226,7 +226,7 @@ impl Summary<'_> {
                 "{}",
                 json!({
                     "output": output, "seconds": started.elapsed().as_secs_f64(), "timings": timings,
-                    "peak_memory_bytes": peak_memory(), "forecast_memory_bytes": forecast, "settings": settings,
+                    "peak_memory_bytes": crate::memory::peak(), "forecast_memory_bytes": forecast, "settings": settings,
                 })
             );
             return;
@@ -236,7 +236,7 @@ impl Summary<'_> {
             for (name, took) in &timings {
                 println!("{name:width$}  {}", seconds(*took));
             }
-            let peak = peak_memory().map_or_else(|| "unknown".into(), gib);
+            let peak = crate::memory::peak().map_or_else(|| "unknown".into(), gib);
             println!("peak memory {peak}, forecast {}", gib(forecast));
         }
         if !quiet {

@@ -3,10 +3,19 @@
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// Bytes that this process has resident.
+/// Bytes that this process has resident; where the system does not say, those that MLX holds.
 pub fn resident() -> u64 {
-    let status = read_to_string("/proc/self/status").unwrap_or_default();
-    field(&status, "VmRSS:").map_or(0, |kib| kib * 1024)
+    status("VmRSS:").unwrap_or_else(|| mlx::memory::active() as u64)
+}
+
+/// The most bytes that this process ever had resident; where the system does not say, the most that MLX held.
+pub fn peak() -> Option<u64> {
+    status("VmHWM:").or_else(|| Some(mlx::memory::peak() as u64).filter(|&bytes| bytes > 0))
+}
+
+/// One of the sizes that Linux tells of a process.
+fn status(name: &str) -> Option<u64> {
+    field(&read_to_string("/proc/self/status").ok()?, name).map(|kib| kib * 1024)
 }
 
 /// Bytes that this process may take in all: what it has and what is free. Where the system does not say, nothing.
@@ -116,6 +125,7 @@ mod tests {
     fn this_process_takes_some() {
         if cfg!(target_os = "linux") {
             assert!(resident() > 1 << 20 && most().is_some_and(|bytes| bytes > resident()));
+            assert!(peak().is_some_and(|bytes| bytes >= resident()));
         }
     }
 }

@@ -41,7 +41,7 @@ pub fn run(arguments: &Generate) -> Result<()> {
     }
     println!("{}", line(&forecast, speed.as_ref()));
     if let Some(most) = limits.most {
-        println!("there are {} of memory for it", gib(most));
+        println!("there are {} ({:.1} GB) of memory for it", gib(most), most as f64 / 1e9);
     }
     Ok(())
 }
@@ -128,7 +128,7 @@ pub fn speed(request: &Request, cached: bool) -> Option<Speed> {
     if let Some((place, known)) = place.zip(known.as_object_mut()) {
         known.insert(key, speed.to_json());
         // Without it the next run tries again.
-        drop(write(&place, &Value::Object(known.clone())));
+        drop(crate::cache::write(&place, Value::Object(known.clone()).to_string().as_bytes()));
     }
     Some(speed)
 }
@@ -150,15 +150,6 @@ fn key(request: &Request) -> String {
 fn read(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     serde_json::from_str(&text).ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
-}
-
-/// Writes it whole or not at all.
-fn write(path: &Path, value: &Value) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let file = tempfile::NamedTempFile::new_in(folder)?;
-    std::fs::write(file.path(), value.to_string())?;
-    file.persist(path).map(drop).map_err(|error| error.error)
 }
 
 /// A file, or the largest in a folder.

@@ -151,19 +151,9 @@ pub fn gib(bytes: u64) -> String {
 }
 
 fn memory() -> String {
-    peak_memory().map_or_else(String::new, |bytes| {
+    crate::memory::peak().map_or_else(String::new, |bytes| {
         format!(", peak memory {:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
     })
-}
-
-/// The most memory this process ever had resident, in bytes; where the system does not say, the most that MLX held.
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok();
-    let resident = status.as_deref().and_then(|status| {
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    });
-    resident.map(|kib| kib * 1024).or_else(|| Some(mlx::memory::peak() as u64).filter(|&bytes| bytes > 0))
 }
 
 #[cfg(test)]
@@ -181,10 +171,5 @@ mod tests {
     fn what_is_about_is_round() {
         let told = [0.2, 7.4, 41.0, 200.0, 3_580.0, 12_100.0].map(about);
         assert_eq!(told, ["a second", "7 s", "40 s", "3 min", "1 h 00 min", "3 h 20 min"]);
-    }
-
-    #[test]
-    fn peak_memory_is_plausible() {
-        assert!(peak_memory().is_none_or(|bytes| bytes > 1 << 20));
     }
 }

@@ -4,7 +4,7 @@
 //! `build.rs` puts the files into the program, or none.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ltx::pipeline::{Recipe, Request};
@@ -59,18 +59,12 @@ pub fn unpack() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Makes sure that a file has these bytes. It appears whole: whoever runs at the same time has the same bytes or the old
-/// file, which stays theirs.
+/// Makes sure that a file has these bytes.
 fn keep(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
     }
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
+    crate::cache::write(path, bytes)
 }
 
 impl Toy {

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use ltx::checkpoint::Residency;
-use ltx::pipeline::{GuidanceOverride, ImageCondition, ImageSource, Plan, Recipe, Request, UnreadPolicy};
+use ltx::pipeline::{GuidanceOverride, ImageCondition, ImageSource, Plan, Recipe, Request};
 use ltx::progress::{Event, Progress};
 use ltx::video_vae::Tiling;
 use mlx::Dtype;
@@ -23,40 +23,16 @@ fn request(generation: &str, recipe: Recipe, [width, height, frames]: [usize; 3]
     Request {
         // About 700 tokens.
         prompt: Some("a boat on a lake, and the sound of its oars. ".repeat(40)),
-        shots: Vec::new(),
-        negative_prompt: None,
         models: vec![fixtures().join(generation).join("model.safetensors")],
         gemma: Some(fixtures().join("gemma3")),
         spatial_upsampler: Some(upsampler),
-        loras: Vec::new(),
-        distilled_lora: None,
-        distilled_strengths: [None; 2],
-        images: Vec::new(),
         recipe: Some(recipe),
-        sampler: None,
         height: Some(height),
         width,
         frames,
-        window: 121,
-        overlap: None,
-        frame_rate: 24.0,
         steps: Some(1),
-        seed: 7,
         video_guidance: if recipe == Recipe::OneStage { guidance } else { GuidanceOverride::default() },
-        audio_guidance: GuidanceOverride::default(),
-        audio: true,
-        embedding: None,
-        cache: None,
-        dummy_text: false,
-        placeholder: false,
-        skip_vae: false,
-        force_guidance: false,
-        noise: None,
-        dtype: Dtype::Bf16,
-        quantize: None,
-        unread: UnreadPolicy::Component,
-        residency: Residency::Resident,
-        tiling: Tiling::auto(),
+        ..Request::default()
     }
 }
 

@@ -1,9 +1,8 @@
 //! What can be typed about memory: how much there is, whether to stream and to pack, and the pieces a clip is decoded in.
 
 use clap::{Args, ValueEnum};
+use ltx::nn::Packing;
 use ltx::video_vae::Tiling;
-
-use super::QuantizeChoice;
 
 /// How much memory a run may take.
 #[derive(Clone, Copy, Debug, Args)]
@@ -18,6 +17,37 @@ fn gigabytes(text: &str) -> Result<u64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number < 1e9 => Ok((number * 1e9) as u64),
         _ => Err("give a number of gigabytes, such as 12 or 7.5".into()),
+    }
+}
+
+/// Into how many bits weights are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeChoice {
+    /// Not at all
+    #[value(aliases = ["bf16", "no", "off"])]
+    None,
+    /// 8 bits, with a scale and a bias for each 64 values: half the size, no loss to speak of
+    #[value(name = "8", aliases = ["int8", "q8"])]
+    Eight,
+    /// 4 bits, in the same way: 28 % of the size, with a loss
+    #[value(name = "4", aliases = ["int4", "q4"])]
+    Four,
+    /// Floats of 8 bits, with a scale for each 32
+    Mxfp8,
+    /// Floats of 4 bits, with a scale for each 16
+    Nvfp4,
+}
+
+impl QuantizeChoice {
+    /// The packing, with groups of 64 where there is a choice.
+    pub fn packing(self) -> Option<Packing> {
+        match self {
+            Self::None => None,
+            Self::Eight => Some(Packing::Affine { bits: 8, group: 64 }),
+            Self::Four => Some(Packing::Affine { bits: 4, group: 64 }),
+            Self::Mxfp8 => Some(Packing::Mxfp8),
+            Self::Nvfp4 => Some(Packing::Nvfp4),
+        }
     }
 }
 

@@ -131,8 +131,8 @@ impl Weights {
             let mapped = (info.data_offsets.1 - info.data_offsets.0) as u64;
             let values = info.shape.iter().fold(1u64, |product, &size| product.saturating_mul(size as u64));
             let dense = values * self.dtype().size() as u64;
-            let coded = matches!(info.dtype, Stored::U32 | Stored::U8 | Stored::F8_E4M3 | Stored::F8_E5M2);
             let fp8 = matches!(info.dtype, Stored::F8_E4M3 | Stored::F8_E5M2);
+            let coded = fp8 || matches!(info.dtype, Stored::U32 | Stored::U8);
             let packed = packing.is_some_and(|(packing, blocks)| packs::fits(&key, info, packing, blocks));
             let (changed, blocks) = (self.changes(&key), file.quantized(&key));
             let converted = !coded && dtype(info) != Some(self.dtype());

@@ -138,14 +138,8 @@ impl Weights {
     }
 
     fn spans_where(&self, wanted: impl Fn(&File, &str) -> bool) -> Vec<Span> {
-        let prefix = self.join("");
-        let tensors = self.source.tensors.range(prefix.clone()..);
         let mut spans = Vec::new();
-        for (path, &file) in tensors.take_while(|(path, _)| path.starts_with(&prefix)) {
-            let (key, file) = (format!("{}{path}", self.source.root), &self.source.files[file]);
-            if !wanted(file, &key) {
-                continue;
-            }
+        for (file, key) in self.tensors_below().filter(|(file, key)| wanted(file, key)) {
             let factors = self.fusion.iter().flat_map(|fusion| fusion.factors(&key));
             for (file, key) in [(file, key.as_str())].into_iter().chain(factors) {
                 spans.extend(file.span(key).map(|bytes| Span { file: file.clone(), bytes }));
@@ -277,13 +271,11 @@ impl Weights {
     }
 
     /// Those at and below this place.
-    pub(super) fn tensors_below(&self) -> impl Iterator<Item = (&File, String)> {
+    pub(super) fn tensors_below(&self) -> impl Iterator<Item = (&Arc<File>, String)> {
         let (source, prefix) = (&self.source, self.join(""));
         let tensors = source.tensors.range(prefix.clone()..);
         let below = tensors.take_while(move |(path, _)| path.starts_with(&prefix));
-        below.filter_map(move |(path, &file)| {
-            Some((source.files.get(file)?.as_ref(), format!("{}{path}", source.root)))
-        })
+        below.filter_map(move |(path, &file)| Some((source.files.get(file)?, format!("{}{path}", source.root))))
     }
 
     /// Whether LoRAs change the tensor of a full key.

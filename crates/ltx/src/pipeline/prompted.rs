@@ -15,7 +15,7 @@ use crate::text::Contexts;
 
 /// Passes run as one batch up to so many tokens: enough to keep any GPU busy while weights are read once for all of them,
 /// and activations stay small beside the weights. More tokens than this fill it by themselves.
-const BATCH_TOKENS: usize = 4096;
+pub(super) const BATCH_TOKENS: usize = 4096;
 
 /// The transformer with its text. What does not change from step to step is prepared when it is first needed.
 pub struct Prompted<'a> {

@@ -170,6 +170,50 @@ pub struct Request {
     pub tiling: Tiling,
 }
 
+/// 704 by 480 pixels and 97 frames with sound, in windows of 121, as the model does it by itself; without a prompt and
+/// without files.
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            prompt: None,
+            shots: Vec::new(),
+            negative_prompt: None,
+            models: Vec::new(),
+            gemma: None,
+            spatial_upsampler: None,
+            loras: Vec::new(),
+            distilled_lora: None,
+            distilled_strengths: [None; 2],
+            images: Vec::new(),
+            recipe: None,
+            sampler: None,
+            height: None,
+            width: 704,
+            frames: 97,
+            window: 121,
+            overlap: None,
+            frame_rate: 24.0,
+            steps: None,
+            seed: 42,
+            video_guidance: GuidanceOverride::default(),
+            audio_guidance: GuidanceOverride::default(),
+            audio: true,
+            embedding: None,
+            cache: None,
+            dummy_text: false,
+            placeholder: false,
+            skip_vae: false,
+            force_guidance: false,
+            noise: None,
+            dtype: Dtype::Bf16,
+            quantize: None,
+            unread: UnreadPolicy::Component,
+            residency: Residency::Resident,
+            tiling: Tiling::auto(),
+        }
+    }
+}
+
 impl Request {
     /// Checks what needs no file.
     pub fn check(&self) -> Result<()> {

@@ -172,46 +172,23 @@ mod tests {
 
     use super::*;
     use crate::pipeline::saved::Place;
-    use crate::pipeline::{GuidanceOverride, Plan, Recipe, Request, UnreadPolicy};
+    use crate::pipeline::{Plan, Recipe, Request};
 
     fn request(recipe: Recipe) -> Request {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
         Request {
             prompt: Some("a brook".into()),
-            shots: Vec::new(),
-            negative_prompt: None,
             models: vec![fixtures.join("2.3/model.safetensors")],
-            gemma: None,
             spatial_upsampler: Some(fixtures.join("upsamplers/2.3-spatial-x2.safetensors")),
-            loras: Vec::new(),
-            distilled_lora: None,
-            distilled_strengths: [None; 2],
-            images: Vec::new(),
             recipe: Some(recipe),
-            sampler: None,
             height: Some(64),
             width: 128,
             frames: 57,
             window: 33,
             overlap: Some(17),
-            frame_rate: 24.0,
-            steps: None,
-            seed: 7,
-            video_guidance: GuidanceOverride::default(),
-            audio_guidance: GuidanceOverride::default(),
-            audio: true,
-            embedding: None,
-            cache: None,
             dummy_text: true,
-            placeholder: false,
-            skip_vae: false,
-            force_guidance: false,
-            noise: None,
             dtype: Dtype::F32,
-            quantize: None,
-            unread: UnreadPolicy::Component,
-            residency: crate::checkpoint::Residency::Resident,
-            tiling: Tiling::auto(),
+            ..Request::default()
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::fit::{best, tiling};
 use super::*;
 use crate::checkpoint::{BlockFootprint, Config, Footprint, Weights};
-use crate::pipeline::{GuidanceOverride, Recipe, UnreadPolicy};
+use crate::pipeline::{GuidanceOverride, Recipe};
 use crate::video_vae::ConvDecoder;
 
 fn fixtures() -> PathBuf {
@@ -17,40 +17,14 @@ fn fixtures() -> PathBuf {
 fn request([width, height, frames]: [usize; 3]) -> Request {
     Request {
         prompt: Some("a boat".into()),
-        shots: Vec::new(),
-        negative_prompt: None,
         models: vec![fixtures().join("2.3/model.safetensors")],
         gemma: Some(fixtures().join("gemma3")),
         spatial_upsampler: Some(fixtures().join("upsamplers/2.3-spatial-x2.safetensors")),
-        loras: Vec::new(),
-        distilled_lora: None,
-        distilled_strengths: [None; 2],
-        images: Vec::new(),
         recipe: Some(Recipe::Distilled),
-        sampler: None,
         height: Some(height),
         width,
         frames,
-        window: 121,
-        overlap: None,
-        frame_rate: 24.0,
-        steps: None,
-        seed: 7,
-        video_guidance: GuidanceOverride::default(),
-        audio_guidance: GuidanceOverride::default(),
-        audio: true,
-        embedding: None,
-        cache: None,
-        dummy_text: false,
-        placeholder: false,
-        skip_vae: false,
-        force_guidance: false,
-        noise: None,
-        dtype: Dtype::Bf16,
-        quantize: None,
-        unread: UnreadPolicy::Component,
-        residency: Residency::Resident,
-        tiling: Tiling::auto(),
+        ..Request::default()
     }
 }
 

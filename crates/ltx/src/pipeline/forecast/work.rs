@@ -4,11 +4,9 @@
 use mlx::Dtype;
 
 use super::{Cost, size};
+use crate::pipeline::prompted::BATCH_TOKENS;
 use crate::shape::LatentShape;
 use crate::{audio_vae, dit, vocoder};
-
-/// Passes run as one batch up to so many tokens: see `prompted`.
-const BATCH_TOKENS: usize = 4096;
 
 /// One evaluation of the transformer.
 #[derive(Clone, Copy, Debug)]
