@@ -275,7 +275,9 @@ impl Weights {
         let (source, prefix) = (&self.source, self.join(""));
         let tensors = source.tensors.range(prefix.clone()..);
         let below = tensors.take_while(move |(path, _)| path.starts_with(&prefix));
-        below.filter_map(move |(path, &file)| Some((source.files.get(file)?, format!("{}{path}", source.root))))
+        below.filter_map(move |(path, &file)| {
+            Some((source.files.get(file)?, format!("{}{path}", source.root)))
+        })
     }
 
     /// Whether LoRAs change the tensor of a full key.
