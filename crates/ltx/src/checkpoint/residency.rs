@@ -134,7 +134,7 @@ impl<T> Blocks<T> {
                 let Some(block) = own else {
                     reader.wait();
                     let done = work(&load(place)?);
-                    place.spans().into_iter().for_each(Span::release);
+                    place.release();
                     return done;
                 };
                 let done = work(block);
@@ -176,7 +176,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    fn release(self) {
+    pub fn release(self) {
         self.file.release(self.bytes);
     }
 }

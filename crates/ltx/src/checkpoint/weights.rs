@@ -117,7 +117,7 @@ impl Weights {
     }
 
     /// How blocks are kept.
-    pub(super) fn residency(&self) -> Residency {
+    pub(crate) fn residency(&self) -> Residency {
         self.residency
     }
 
@@ -135,6 +135,11 @@ impl Weights {
     /// Where in their files the tensors below this place are, with what changes them.
     pub(super) fn spans(&self) -> Vec<Span> {
         self.spans_where(|_, _| true)
+    }
+
+    /// Gives back the memory that the files take here, until they are used again.
+    pub(crate) fn release(&self) {
+        self.spans().into_iter().for_each(Span::release);
     }
 
     fn spans_where(&self, wanted: impl Fn(&File, &str) -> bool) -> Vec<Span> {

@@ -269,12 +269,11 @@ impl Encoding {
         let states = network.hidden_states(ids)?;
         gemma.release();
         let projection = loader.load(checkpoint, Component::Projection, progress, Projection::load)?;
-        let features = states.iter().map(|states| projection.forward(states)).collect::<Result<Vec<_>>>()?;
+        let features = projection.forward(&states)?;
         drop((states, projection));
         checkpoint.release();
         let connectors = loader.load(checkpoint, Component::Connector, progress, Connectors::load)?;
-        let contexts: Result<_> =
-            features.iter().map(|features| connectors.forward(features, self.tokens as i32)).collect();
+        let contexts = connectors.forward(&features, self.tokens as i32);
         checkpoint.release();
         contexts
     }

@@ -5,7 +5,7 @@
 use mlx::Array;
 
 use super::{Contexts, Features};
-use crate::checkpoint::{Config, Weights};
+use crate::checkpoint::{Blocks, Config, Residency, Weights};
 use crate::dit::{Attention, AttentionShape, FeedForward, Frequencies, Keep, Rope};
 use crate::error::{Error, Result};
 use crate::nn::{self, Bias, Onto};
@@ -32,11 +32,15 @@ impl Connectors {
         })
     }
 
-    /// Features of one prompt's real tokens → contexts of `length` tokens.
-    pub fn forward(&self, features: &Features, length: i32) -> Result<Contexts> {
-        let video = self.video.forward(&features.video, length)?;
-        let audio = self.audio.forward(&features.audio, length)?;
-        Ok(Contexts { video, audio: Some(audio) })
+    /// Features of prompts' real tokens → contexts of `length` tokens. A block is used for all of them, and let go of.
+    pub fn forward(self, features: &[Features], length: i32) -> Result<Vec<Contexts>> {
+        let video = self.video.forward(features.iter().map(|features| &features.video), length)?;
+        let audio = self.audio.forward(features.iter().map(|features| &features.audio), length)?;
+        Ok(video
+            .into_iter()
+            .zip(audio)
+            .map(|(video, audio)| Contexts { video, audio: Some(audio) })
+            .collect())
     }
 }
 
@@ -44,7 +48,8 @@ impl Connectors {
 #[derive(Debug)]
 pub struct Connector {
     registers: Array, // (REGISTERS, width)
-    blocks: Vec<Block>,
+    blocks: Blocks<Block>,
+    weights: Weights,
     shape: AttentionShape,
     max_position: f32,
 }
@@ -104,24 +109,56 @@ impl Connector {
             );
         };
         let shape = AttentionShape { query: width, context: width, heads, head_dim, gated, eps: EPS };
-        let blocks = weights.at("transformer_1d_blocks");
-        let block = |index: usize| {
-            let weights = blocks.at(index);
+        let block = move |weights: &Weights| {
             Ok(Block {
                 attention: Attention::load(&weights.at("attn1"), shape)?,
                 feed_forward: FeedForward::load(&weights.at("ff"), width, Bias::Yes)?,
             })
         };
+        // Each is used once: there is nothing to keep any for.
+        let residency = match weights.residency() {
+            Residency::Streaming { ahead, .. } => Residency::Streaming { ahead, kept: 0 },
+            Residency::Resident => Residency::Resident,
+        };
+        let blocks = weights.at("transformer_1d_blocks").kept(residency);
         Ok(Self {
             registers: weights.tensor("learnable_registers", &[REGISTERS, width])?,
-            blocks: (0..layers).map(block).collect::<Result<_>>()?,
+            blocks: Blocks::load(&blocks, layers, block)?,
+            weights: weights.clone(),
             shape,
             max_position: max_position as f32,
         })
     }
 
-    /// (1, tokens, width) → (1, length, width)
-    fn forward(&self, features: &Array, length: i32) -> Result<Array> {
+    /// (1, tokens, width) each → (1, length, width) each
+    fn forward<'a>(self, features: impl Iterator<Item = &'a Array>, length: i32) -> Result<Vec<Array>> {
+        let mut all = features.map(|features| self.filled(features, length)).collect::<Result<Vec<_>>>()?;
+        let positions: Vec<f32> = (0..length).flat_map(|position| [position as f32; 2]).collect();
+        let positions = Array::from_slice(&positions, &[1, 1, length, 2])?; // from the token's place to the same place
+        let frequencies = Frequencies {
+            heads: self.shape.heads,
+            head_dim: self.shape.head_dim,
+            theta: THETA,
+            max_positions: &[self.max_position],
+        };
+        let rope = Rope::new(&positions, &frequencies, self.registers.dtype())?;
+        self.blocks.for_each(|_, block| {
+            for x in &mut all {
+                let normed = nn::rms_norm(x, None, EPS)?;
+                let attended =
+                    block.attention.forward_self(Onto { x, gate: None }, &normed, &rope, None, &Keep::All)?;
+                let normed = nn::rms_norm(&attended, None, EPS)?;
+                *x = block.feed_forward.forward(Onto { x: &attended, gate: None }, &normed)?;
+                x.eval()?;
+            }
+            Ok(())
+        })?;
+        self.weights.release();
+        all.iter().map(|x| Ok(nn::rms_norm(x, None, EPS)?)).collect()
+    }
+
+    /// (1, tokens, width) → (1, length, width), with registers after the tokens.
+    fn filled(&self, features: &Array, length: i32) -> Result<Array> {
         let tokens = features.dim(1);
         if length < tokens || length % REGISTERS != 0 {
             return Err(Error::request(
@@ -131,26 +168,11 @@ impl Connector {
                 format!("use a multiple of {REGISTERS} that is long enough"),
             ));
         }
-        let registers =
-            self.registers.tile(&[length / REGISTERS, 1])?.slice(0, tokens..length)?.expand_dims(&[0])?; // (1, length − tokens, width)
-        let mut x =
-            if tokens == length { features.clone() } else { mlx::concatenate(&[features, &registers], 1)? };
-
-        let positions: Vec<f32> = (0..length).flat_map(|position| [position as f32; 2]).collect();
-        let positions = Array::from_slice(&positions, &[1, 1, length, 2])?; // from the token's place to the same place
-        let frequencies = Frequencies {
-            heads: self.shape.heads,
-            head_dim: self.shape.head_dim,
-            theta: THETA,
-            max_positions: &[self.max_position],
-        };
-        let rope = Rope::new(&positions, &frequencies, x.dtype())?;
-        for block in &self.blocks {
-            let normed = nn::rms_norm(&x, None, EPS)?;
-            x = block.attention.forward_self(Onto { x: &x, gate: None }, &normed, &rope, None, &Keep::All)?;
-            x = block.feed_forward.forward(Onto { x: &x, gate: None }, &nn::rms_norm(&x, None, EPS)?)?;
-            x.eval()?;
+        if tokens == length {
+            return Ok(features.clone());
         }
-        Ok(nn::rms_norm(&x, None, EPS)?)
+        let registers = self.registers.tile(&[length / REGISTERS, 1])?; // (length, width)
+        let registers = registers.slice(0, tokens..length)?.expand_dims(&[0])?; // (1, length − tokens, width)
+        Ok(mlx::concatenate(&[features, &registers], 1)?)
     }
 }

@@ -24,6 +24,7 @@ pub use enhance::{Scene, enhance};
 pub use folder::GemmaFolder;
 pub use gemma::Gemma;
 pub use generation::Sampling;
+pub(crate) use projection::AT_ONCE;
 pub use projection::{Features, Projection};
 pub use tokenizer::{MAX_TOKENS, Tokenizer};
 

@@ -22,8 +22,9 @@ pub(super) fn verify(golden: &Golden, checkpoint: &Checkpoint, context: &Context
         hidden.push(state.astype(context.dtype)?); // (batch, tokens, width)
     }
     let padding = projection.padding()?;
-    let mut parts: [Vec<Array>; 4] = Default::default();
-    for (row, mask) in rows(golden, "in.attention_mask")?.iter().enumerate() {
+    let masks = rows(golden, "in.attention_mask")?;
+    let mut prompts = Vec::new();
+    for (row, mask) in masks.iter().enumerate() {
         let index: Vec<i32> = (0..mask.len() as i32).filter(|&token| mask[token as usize] != 0).collect();
         let index = Array::from_slice(&index, &[index.len() as i32])?;
         let own = |state: &Array| -> Result<Array> {
@@ -32,9 +33,13 @@ pub(super) fn verify(golden: &Golden, checkpoint: &Checkpoint, context: &Context
             }
             Ok(state.slice(0, row as i32..row as i32 + 1)?.take(&index, 1)?) // (1, valid, width)
         };
-        let states: Vec<Array> = hidden.iter().map(own).collect::<Result<_>>()?;
-        let features = projection.forward(&states)?;
-        let contexts = connectors.forward(&features, mask.len() as i32)?;
+        prompts.push(hidden.iter().map(own).collect::<Result<Vec<Array>>>()?);
+    }
+    let features = projection.forward(&prompts)?;
+    let length = masks.first().map_or(0, |mask| mask.len() as i32);
+    let contexts = connectors.forward(&features, length)?;
+    let mut parts: [Vec<Array>; 4] = Default::default();
+    for ((mask, features), contexts) in masks.iter().zip(&features).zip(contexts) {
         parts[0].push(scatter(&features.video, mask, Some(&padding.video))?);
         parts[1].push(scatter(&features.audio, mask, Some(&padding.audio))?);
         parts[2].push(contexts.video);

@@ -9,7 +9,7 @@ use crate::checkpoint::{BlockFootprint, Checkpoint, Component, Config, Footprint
 use crate::error::Result;
 use crate::pipeline::Plan;
 use crate::pipeline::text::{Encoding, Prompts};
-use crate::text::MAX_TOKENS;
+use crate::text::{AT_ONCE, MAX_TOKENS};
 use crate::video_vae::{ConvDecoder, Encoder};
 
 /// All that a forecast needs to know of files.
@@ -117,10 +117,10 @@ pub struct Text {
     intermediate: usize,
     /// Tokens of each prompt.
     prompts: Vec<usize>,
-    projection: Footprint,
-    /// Each modality has a projection of its own, which normalizes every token by itself.
-    each: bool,
-    connectors: Footprint,
+    /// The matrices of the projection, one after the other.
+    projection: Vec<Footprint>,
+    /// The connectors of both modalities, one after the other.
+    connectors: [BlockFootprint; 2],
     /// Widths of both connectors together.
     width: usize,
     length: usize,
@@ -143,18 +143,19 @@ impl Text {
         gemma.rest.mapped = gemma.rest.mapped - table.mapped + table.mapped.min(rows);
         gemma.rest.heap -= table.heap;
         gemma.rest.passing -= table.passing;
-        let footprint = |component| -> Result<Footprint> {
-            Ok(plan.checkpoint.component(component, dtype)?.0.footprint())
-        };
+        let weights = |component| -> Result<Weights> { Ok(plan.checkpoint.component(component, dtype)?.0) };
+        let (projection, connectors) = (weights(Component::Projection)?, weights(Component::Connector)?);
+        let matrices =
+            ["", "video_", "audio_"].map(|of| projection.at(format!("{of}aggregate_embed")).footprint());
+        let blocks = |name: &str| connectors.at(name).block_footprint("transformer_1d_blocks");
         let contexts = crate::pipeline::text::widths(&plan.transformer);
         Ok(Some(Self {
             gemma,
             hidden,
             intermediate,
             prompts,
-            projection: footprint(Component::Projection)?,
-            each: !plan.checkpoint.component(Component::Projection, dtype)?.0.has("aggregate_embed.weight"),
-            connectors: footprint(Component::Connector)?,
+            projection: matrices.to_vec(),
+            connectors: ["video_embeddings_connector", "audio_embeddings_connector"].map(blocks),
             width: (contexts.video + contexts.audio) as usize,
             length: MAX_TOKENS,
         }))
@@ -173,27 +174,34 @@ impl Text {
         let layers = self.gemma.count;
         let states = all * (layers + 1) * self.hidden * value;
         let layer = longest * (3 * self.intermediate + 8 * self.hidden) * value;
-        // Stacked as they are, in f32, moved to the middle (or squared, scaled, and that again), as the projection takes them.
-        let stacked = longest * (layers + 1) * self.hidden * (if self.each { 16 } else { 8 } + 2 * value);
+        // Normed, stacked, scaled.
+        let stacked = longest.min(AT_ONCE) * (layers + 1) * self.hidden * 3 * value;
         let features = all * self.width * value;
         let connected =
             self.length * self.width * 8 * value + self.prompts.len() * self.length * self.width * value;
+        let matrix = self.projection.iter().map(|matrix| matrix.held() + matrix.passing).max().unwrap_or(0);
+        let once = match residency {
+            Residency::Streaming { ahead, .. } => Residency::Streaming { ahead, kept: 0 },
+            Residency::Resident => Residency::Resident,
+        };
+        let connector = self.connectors.iter().map(|connector| connector.held(once)).max().unwrap_or(0);
         let parts = [
             (self.gemma.held(residency), states + layer),
-            (self.projection.held() + self.projection.passing, states + stacked + features),
-            (self.connectors.held() + self.connectors.passing, features + connected),
+            (matrix, states + stacked + features),
+            (connector, features + connected),
         ];
         let (weights, work) =
             parts.into_iter().max_by_key(|&(weights, work)| weights + work as u64).unwrap_or_default();
         let parameters = layers * self.hidden * (3 * self.intermediate + 3 * self.hidden);
-        let read = self.gemma.rest.mapped
-            + self.gemma.blocks.mapped
-            + self.projection.mapped
-            + self.connectors.mapped;
+        let sum = |parts: &mut dyn Iterator<Item = Footprint>| {
+            parts.fold((0, 0), |(mapped, all), part| (mapped + part.mapped, all + part.held()))
+        };
+        let (matrices, projected) = sum(&mut self.projection.iter().copied());
+        let (connectors, connecting) = sum(&mut self.connectors.iter().map(|connector| connector.blocks));
+        let read = self.gemma.rest.mapped + self.gemma.blocks.mapped + matrices + connectors;
         let tokens = all as f64;
         let contexts = (self.prompts.len() * self.length) as f64;
-        let projected = (self.projection.mapped + self.projection.heap) as f64 / value as f64;
-        let connecting = (self.connectors.mapped + self.connectors.heap) as f64 / value as f64;
+        let [projected, connecting] = [projected, connecting].map(|bytes| bytes as f64 / value as f64);
         Phase {
             name: "encode text",
             kept: kept(residency, layers, "layers"),
