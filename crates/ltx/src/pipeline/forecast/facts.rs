@@ -178,7 +178,7 @@ impl Text {
         let stacked = longest.min(AT_ONCE) * (layers + 1) * self.hidden * 3 * value;
         let features = all * self.width * value;
         let connected =
-            self.length * self.width * 8 * value + self.prompts.len() * self.length * self.width * value;
+            self.length * self.width * 10 * value + self.prompts.len() * self.length * self.width * value;
         let matrix = self.projection.iter().map(|matrix| matrix.held() + matrix.passing).max().unwrap_or(0);
         let once = match residency {
             Residency::Streaming { ahead, .. } => Residency::Streaming { ahead, kept: 0 },
