@@ -160,10 +160,10 @@ pub struct Generate {
     #[command(flatten)]
     pub images: Images,
 
-    /// Height in pixels, a multiple of 32 (64 for two stages) [default: 480, or 512 for two stages; 128 for the toy]
+    /// Height in pixels, a multiple of 32 (64 for two stages) [default: 480, or 512 for two stages; 192 for the toy]
     #[arg(short = 'H', long, value_name = "PIXELS")]
     pub height: Option<usize>,
-    /// Width in pixels, a multiple of 32 (64 for two stages) [default: 704; 192 for the toy]
+    /// Width in pixels, a multiple of 32 (64 for two stages) [default: 704; 256 for the toy]
     #[arg(short = 'W', long, value_name = "PIXELS")]
     pub width: Option<usize>,
     /// Frames, 8k + 1 [default: 97; 25 for the toy]

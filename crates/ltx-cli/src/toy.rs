@@ -16,8 +16,8 @@ include!(concat!(env!("OUT_DIR"), "/toy.rs"));
 /// What `--model` calls it.
 pub const NAME: &str = "toy";
 /// Width and frames of its clips, unless others are asked for: it was trained for small ones.
-pub const SIZE: (usize, usize) = (192, 25);
-const HEIGHT: usize = 128;
+pub const SIZE: (usize, usize) = (256, 25);
+const HEIGHT: usize = 192;
 /// What guidance leads away from: words of its training.
 const NEGATIVE_PROMPT: &str = "wrong colours, flicker, artifacts, bad sound, silence";
 /// Words that a note lists.

@@ -63,7 +63,7 @@ fn clips_show_and_sound_like_their_prompts() {
         let (said, clip) = run(generate(prompt, folder.path()), folder.path());
         assert!(said.contains("toy") && said.contains("ltx download 2.3-distilled"), "{said}");
         assert!(!said.contains("never seen"), "every word of `{prompt}` is known:\n{said}");
-        assert_eq!((clip.frames.len(), clip.frames[0].width, clip.frames[0].height), (25, 192, 128));
+        assert_eq!((clip.frames.len(), clip.frames[0].width, clip.frames[0].height), (25, 256, 192));
         let found = judge(&clip);
         let right = found.background == wanted.background && found.things == wanted.things;
         pictures += usize::from(right);
@@ -92,7 +92,7 @@ fn words_it_has_never_seen_make_a_clip_and_a_note() {
 fn a_picture_is_the_first_frame() {
     let folder = tempfile::tempdir().unwrap();
     let shown =
-        Scene { width: 192, height: 128, ..scene("white", &[thing("circle", "red", "right")]) }.frame(0);
+        Scene { width: 256, height: 192, ..scene("white", &[thing("circle", "red", "right")]) }.frame(0);
     let picture = folder.path().join("first.png");
     let file = std::io::BufWriter::new(std::fs::File::create(&picture).unwrap());
     let mut encoder = png::Encoder::new(file, shown.width, shown.height);

@@ -161,11 +161,6 @@ impl Text {
         }))
     }
 
-    /// How many layers the text encoder has.
-    pub fn layers(&self) -> usize {
-        self.gemma.count
-    }
-
     /// The largest of the three one after the other: text encoder, projection, connectors.
     pub fn phase(&self, residency: Residency, dtype: Dtype) -> Phase {
         let value = dtype.size();

@@ -65,10 +65,10 @@ impl Plan<'_> {
         let fits = |phases: &[Phase]| phases.iter().all(|phase| limits.hold(phase.bytes()));
         if !limits.fixed_residency {
             let text = |residency| facts.text.as_ref().map(|text| text.phase(residency, facts.dtype));
-            let count = facts.text.as_ref().map_or(0, |text| text.layers());
             let needs = text(Residency::Resident).map_or(0, |phase| limits.base + phase.bytes());
-            choices.text = best(count, |residency| fits(text(residency).as_slice()));
-            said.extend(told("the text encoder", choices.text, count, [needs, most]));
+            // Each of its layers is used once: none is worth keeping.
+            choices.text = best(0, |residency| fits(text(residency).as_slice()));
+            said.extend(told("the text encoder", choices.text, 0, [needs, most]));
 
             let denoising =
                 |transformer| self.denoising_phases(facts, sizes, &Choices { transformer, ..choices });
