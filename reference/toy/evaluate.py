@@ -91,7 +91,7 @@ def main():
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--recipe", choices=("distilled", "one-pass", "guided"), default="distilled")
     parser.add_argument("--length", type=int, default=1024, help="text tokens; the program has 1024")
-    parser.add_argument("--size", type=int, nargs=3, default=(192, 128, 25), metavar=("WIDTH", "HEIGHT", "FRAMES"))
+    parser.add_argument("--size", type=int, nargs=3, default=(256, 192, 25), metavar=("WIDTH", "HEIGHT", "FRAMES"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save", type=Path, help="folder for a strip of frames of each clip")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Runs Lightricks' own DistilledPipeline on the toy, and `ltx` on the same files with the same noise: same latents?
 
-    python reference/toy/official.py --model DIR --ltx target/release/ltx [--width 192 --height 128 --frames 25] "PROMPT"
+    python reference/toy/official.py --model DIR --ltx target/release/ltx [--width 256 --height 192 --frames 25] "PROMPT"
 
 DIR is what `export.py` wrote. The pipeline is that of LTX-2 v1.2.0 (not on PyPI: clone it and put
 `packages/ltx-core/src` and `packages/ltx-pipelines/src` on PYTHONPATH), in float32: it encodes the prompt with its own
@@ -112,7 +112,7 @@ def main():
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--ltx", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=42)
-    for name, value in (("width", 192), ("height", 128), ("frames", 25)):
+    for name, value in (("width", 256), ("height", 192), ("frames", 25)):
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     size = arguments.width, arguments.height, arguments.frames

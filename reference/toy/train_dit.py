@@ -6,11 +6,13 @@ It reads the files of `make_latents.py`. Of the captions a tenth is replaced by 
 sampling; in a fifth of the clips the first latent frame is given, as in image-to-video. A small head that is thrown
 away afterwards reads the scene's attributes from the contexts: its loss teaches the text encoder words much faster
 than the flow alone. Stages of a training: stage 1 with 40 text tokens, and `--tokens 36` at first; then `--stage 2`,
-whose sigmas are those of a second stage half of the time; last `--length 1024`, the length of text that the official
-pipelines use.
+half of whose batches are large clips at the sigmas of a second stage, and `--length 128`, as many as there are
+registers; last `--length 1024`, the length of text of the official pipelines, with `--teacher FILE`: a copy of the
+checkpoint so far, whose guided velocity the network then learns, so that recipes without guidance do not need any.
 """
 
 import random
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,14 +26,19 @@ import world
 
 
 def sigmas(count, stage, generator):
-    """(B,): half of a logit-normal law that leans to noise, a third of the distilled table, the rest uniform."""
+    """(B,): half of a logit-normal law that leans to noise, a third of the distilled table, the rest uniform; of a second
+    stage nothing above where it begins."""
     drawn = torch.sigmoid(torch.randn(count, generator=generator))
     drawn = 3 * drawn / (1 + 2 * drawn)
     table = flow.SECOND_STAGE[:-1] if stage == 2 else flow.DISTILLED[:-1]
     listed = torch.tensor(table)[torch.randint(len(table), (count,), generator=generator)]
     kind = torch.rand(count, generator=generator)
     uniform = torch.rand(count, generator=generator)
+    drawn, uniform = (table[0] * part for part in (drawn, uniform))
     return torch.where(kind < 0.5, drawn, torch.where(kind < 0.83, listed, uniform)).clamp(min=0.01)
+
+
+MANY = 64  # tokens: of clips with more, a batch has fewer
 
 
 class Reader(torch.nn.Module):
@@ -64,26 +71,57 @@ class Reader(torch.nn.Module):
 
 
 class Batches:
-    """Batches of one size each from the files, in an order that depends on the step alone."""
+    """Batches of one size each from the files, in an order that depends on the step alone: as often of each stage, and
+    fewer clips where they are large."""
 
     def __init__(self, folder, stages, batch, seed, tokens):
         self.batch, self.seed = batch, seed
-        files = sorted(file for stage in stages for file in folder.glob(f"{stage}-*.pt"))
-        self.files = [whole for whole in map(make_latents.load, files) if whole["video"][0, 0].numel() <= tokens]
-        if not self.files:
-            raise SystemExit(f"no latents of so few tokens in {folder}: run make_latents.py first")
+        self.files = []
+        for stage in stages:
+            files = map(make_latents.load, sorted(folder.glob(f"{stage}-*.pt")))
+            self.files.append([whole for whole in files if whole["video"][0, 0].numel() <= tokens])
+            if not self.files[-1]:
+                raise SystemExit(f"no latents of stage {stage} and so few tokens in {folder}: run make_latents.py first")
 
     def __call__(self, step):
         draw = random.Random(f"{self.seed}/{step}")
-        whole = draw.choice(self.files)
-        rows = draw.sample(range(len(whole["seeds"])), min(self.batch, len(whole["seeds"])))
+        stage = draw.randrange(len(self.files))
+        whole = draw.choice(self.files[stage])
+        count = min(self.batch, len(whole["seeds"]), max(8, self.batch * MANY // whole["video"][0, 0].numel()))
+        rows = draw.sample(range(len(whole["seeds"])), count)
         scenes = [world.sample(whole["seeds"][row], *whole["size"]) for row in rows]
         texts, answers = [], []
         for scene in scenes:
             negative = draw.random() < 0.1
             texts.append(draw.choice(flow.text.NEGATIVES) if negative else prompts.describe(scene, draw.random()))
             answers.append([-100] * 8 if negative else Reader.answers(scene))
-        return whole["video"][rows], whole["audio"][rows], torch.tensor(answers), texts, draw
+        return whole["video"][rows], whole["audio"][rows], torch.tensor(answers), texts, stage + 1, draw
+
+
+class Teacher:
+    """A trained network with classifier-free guidance."""
+
+    LENGTH = 128  # text tokens that it was trained with
+
+    def __init__(self, file, runs, guidance, device):
+        modules, self.encoder = flow.modules(runs / "gemma")
+        average = torch.load(file, map_location=device, weights_only=True)["average"]
+        for name, module in modules.items():
+            module.load_state_dict(average[name])
+        self.transformer, self.guidance = modules["transformer"].to(device).eval(), guidance
+        self.encoder = self.encoder.to(device).eval()
+
+    @torch.no_grad()
+    def __call__(self, texts, *inputs):
+        """Velocities as `flow.velocity` answers them; inputs are its arguments between transformer and contexts."""
+        negative = [text in flow.text.NEGATIVES for text in texts]
+        wanted, other = (
+            flow.velocity(self.transformer, *inputs, self.encoder(some, self.LENGTH))
+            for some in (texts, [flow.text.NEGATIVES[-1]] * len(texts))
+        )
+        scales = [1.0 if alone else self.guidance for alone in negative]
+        scales = torch.tensor(scales, device=wanted[0].device).view(-1, 1, 1)
+        return [torch.lerp(b.float(), a.float(), scales) for a, b in zip(wanted, other, strict=True)]
 
 
 def main():
@@ -91,6 +129,8 @@ def main():
     parser.add_argument("--stage", type=int, default=1)
     parser.add_argument("--length", type=int, default=40, help="text tokens; the program has 1024")
     parser.add_argument("--tokens", type=int, default=1000, help="only clips of at most that many video tokens")
+    parser.add_argument("--teacher", type=Path, help="checkpoint whose guided velocity to learn")
+    parser.add_argument("--guidance", type=float, default=2.0, help="scale of the teacher's guidance")
     parser.add_argument("--read", type=float, default=0.1, help="weight of the loss that teaches to read")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -98,17 +138,19 @@ def main():
     modules["reader"] = Reader()
     run = training.Training("dit", modules, options)
     transformer = modules["transformer"]
+    teacher = Teacher(options.teacher, options.runs, options.guidance, options.device) if options.teacher else None
     folder = options.runs / "latents"
     stages = (1, 2) if options.stage == 2 else (1,)
     batches = Batches(folder, stages, options.batch, options.seed, options.tokens)
 
     def loss(inputs):
-        video, audio, answers, texts, draw = inputs
+        video, audio, answers, texts, stage, draw = inputs
         generator = torch.Generator().manual_seed(draw.randrange(1 << 40))
         where = flow.positions(video.shape[2:], audio.shape[2], options.device)
         clean = [part.to(options.device) for part in flow.tokens(video, audio)]
         noise = [torch.randn(part.shape, generator=generator).to(options.device) for part in clean]
-        stage = options.stage if draw.random() < 0.5 else 1
+        # One-stage recipes make large clips too.
+        stage = 1 if draw.random() < 0.25 else stage
         both = sigmas(len(video), stage, generator)
         # Mostly one sigma for both streams, as in every recipe that makes both.
         alone = torch.rand(len(video), generator=generator) < 0.1
@@ -121,12 +163,15 @@ def main():
             torch.lerp(x, n, (level.unsqueeze(1) * mask).unsqueeze(-1))
             for x, n, level, mask in zip(clean, noise, levels, masks, strict=True)
         ]
+        targets = [n - x for x, n in zip(clean, noise, strict=True)]
         with training.autocast(options.device):
             contexts = encoder(texts, options.length)
             speeds = flow.velocity(transformer, states, levels, masks, where, contexts)
+            if teacher:
+                targets = teacher(texts, states, levels, masks, where)
         errors = [
-            ((speed.float() - (n - x)).square().mean(-1) * mask).sum() / mask.sum()
-            for speed, x, n, mask in zip(speeds, clean, noise, masks, strict=True)
+            ((speed.float() - target).square().mean(-1) * mask).sum() / mask.sum()
+            for speed, target, mask in zip(speeds, targets, masks, strict=True)
         ]
         read = modules["reader"](contexts, answers)
         metrics = {"video": errors[0], "audio": errors[1], "read": read}

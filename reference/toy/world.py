@@ -191,13 +191,14 @@ def render(scene, window=None, times=None, device="cpu"):
     return frames / 127.5 - 1
 
 
-# Of a first stage. Mostly few tokens: a scene is the same thing at any size.
-SIZES = (*((64, 64), (96, 64), (64, 96)) * 3, (96, 96), (96, 96), (128, 96), (96, 128), (128, 128))
+# (width, height) of training clips by stage. The second stage's are mostly those of the program's default.
+SIZES = {
+    1: ((64, 64), (96, 64), (64, 96), *((96, 96), (128, 96), (128, 96)) * 2, (96, 128), (128, 128)),
+    2: ((192, 128), (192, 128), (128, 192), (192, 192), *((256, 192),) * 4, (192, 256), (256, 256)),
+}
 
 
 def size(seed, stage=1):
-    """(width, height, frames) of a training clip: the first stage's, or twice as wide and high."""
+    """(width, height, frames) of a training clip."""
     draw = random.Random(f"size/{seed}")
-    width, height = draw.choice(SIZES)
-    frames = draw.choice((17, 17, 25, 25, 25, 25, 33, 33, 41, 49))
-    return width * stage, height * stage, frames
+    return *draw.choice(SIZES[stage]), draw.choice((17, 17, 25, 25, 25, 25, 33, 33, 41, 49))
