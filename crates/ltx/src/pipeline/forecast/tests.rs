@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::fit::{best, tiling};
 use super::*;
 use crate::checkpoint::{BlockFootprint, Config, Footprint, Weights};
+use crate::nn::Packing;
 use crate::pipeline::{GuidanceOverride, Recipe};
+use crate::synth::{Like, Synth};
 use crate::video_vae::ConvDecoder;
 
 fn fixtures() -> PathBuf {
@@ -162,30 +165,54 @@ fn what_cannot_fit_is_refused_with_what_can() {
     assert!(nothing.remedy().unwrap().contains("no size fits"), "{nothing}");
 }
 
-#[test]
-fn packing_is_not_taken_where_it_is_not_needed_or_does_not_help() {
+/// One pass of the transformer of `model`, and nothing else.
+fn denoising_alone(model: PathBuf, size: [usize; 3]) -> Request {
     let off = GuidanceOverride { stg: Some(0.0), ..GuidanceOverride::default() };
-    let mut request = Request {
-        // Wide enough for groups of 64.
-        models: vec![fixtures().join("packs/bf16.safetensors")],
+    Request {
+        models: vec![model],
         recipe: Some(Recipe::OneStage),
         dummy_text: true,
         skip_vae: true,
         video_guidance: off.clone(),
         audio_guidance: off,
-        dtype: Dtype::F32,
-        ..request([64, 64, 9])
-    };
-    let resident = |request: &Request| {
-        let plan = Plan::new(request).unwrap();
-        let (facts, sizes) = (Facts::new(&plan).unwrap(), plan.sizes());
-        plan.denoising_phases(&facts, &sizes, &plan.choices).iter().map(Phase::bytes).max().unwrap()
-    };
+        ..request(size)
+    }
+}
+
+/// Bytes that it takes with all of the transformer in memory.
+fn resident(request: &Request) -> u64 {
+    let plan = Plan::new(request).unwrap();
+    let (facts, sizes) = (Facts::new(&plan).unwrap(), plan.sizes());
+    plan.denoising_phases(&facts, &sizes, &plan.choices).iter().map(Phase::bytes).max().unwrap()
+}
+
+#[test]
+fn packing_is_not_taken_where_it_is_not_needed_or_does_not_help() {
+    // Wide enough for groups of 64.
+    let model = fixtures().join("packs/bf16.safetensors");
+    let mut request = Request { dtype: Dtype::F32, ..denoising_alone(model, [64, 64, 9]) };
     let needs = resident(&request);
     assert_eq!(choose_packing(&mut request, || limits(needs)).unwrap(), None);
     assert_eq!(request.quantize, None);
     assert_eq!(choose_packing(&mut request, || limits(1000)).unwrap(), None, "nothing helps");
     assert_eq!(request.quantize, None);
+}
+
+#[test]
+fn packing_is_taken_where_the_transformer_then_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("ltx-2.3-of-four-blocks.safetensors");
+    // Blocks as wide as the real ones, all of them holes.
+    let synth = Synth { like: Like::V2_3, blocks: Some(4), sparse: Some(0), seed: 0 };
+    synth.write(&model, &mut |_| ControlFlow::Continue(())).unwrap();
+    let mut request = denoising_alone(model, [128, 128, 17]);
+    let packings = [8, 4].map(|bits| Some(Packing::Affine { bits, group: 64 }));
+    let [eight, four] = packings.map(|quantize| resident(&Request { quantize, ..request.clone() }));
+    assert!(four < eight && eight < resident(&request), "{four} {eight}");
+    for (most, packing) in [(eight, packings[0]), (eight - 1, packings[1]), (four - 1, None)] {
+        let said = choose_packing(&mut request, || limits(most)).unwrap();
+        assert_eq!((request.quantize, said.is_some()), (packing, packing.is_some()), "{said:?}");
+    }
 }
 
 #[test]
