@@ -68,6 +68,17 @@ def psnr(output, target):
     return 10 * torch.log10(4 / (shown - target).square().flatten(1).mean(1))
 
 
+def held_out_psnr(encoder, decoder, device):
+    """The mean and the worst over held-out scenes."""
+    values = []
+    for seed in range(HELD_OUT):
+        scene = world.sample(f"held-out/{seed}", *((128, 128, 17), (192, 128, 25))[seed % 2], held_out=True)
+        pixels = world.render(scene, device=device).unsqueeze(0)
+        with training.autocast(device):
+            values.append(float(psnr(decoder(encoder(pixels)), pixels)))
+    return {"held_out_psnr": sum(values) / len(values), "worst_psnr": min(values)}
+
+
 def frozen_decoder(options, encoder, decoder):
     """Loads the frozen pair, the encoder for good; answers what puts the decoder back into the file."""
     frozen = torch.load(options.runs / "frozen.pt", map_location=options.device, weights_only=True)
@@ -124,16 +135,7 @@ def main():
         metrics = {"psnr": psnr(output, pixels).mean(), "kl": kl, "spread": means.std(), "noise": log_variance.mean()}
         return error + KL * kl, metrics
 
-    def measure():
-        values = []
-        for seed in range(HELD_OUT):
-            scene = world.sample(f"held-out/{seed}", *((128, 128, 17), (192, 128, 25))[seed % 2], held_out=True)
-            pixels = world.render(scene, device=options.device).unsqueeze(0)
-            with training.autocast(options.device):
-                values.append(float(psnr(decoder(encoder(pixels)), pixels)))
-        return {"held_out_psnr": sum(values) / len(values), "worst_psnr": min(values)}
-
-    run.run(batch, loss, measure)
+    run.run(batch, loss, lambda: held_out_psnr(encoder, decoder, options.device))
     if options.decoder:
         put_back(run.average["video_decoder"])
 

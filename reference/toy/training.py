@@ -100,8 +100,8 @@ class Training:
         return min(1.0, (self.step + 1) / 50) * (0.5 - 0.5 * math.cos(math.pi * cool))
 
     def _average(self):
-        # Young averages follow quickly, old ones over about a thousand steps.
-        keep = min(0.999, (1 + self.step) / (10 + self.step))
+        # Over about fifty steps: the learning rate cools, and a phase may be short.
+        keep = min(0.98, (1 + self.step) / (10 + self.step))
         for name, module in self.modules.items():
             for key, value in module.state_dict().items():
                 if value.is_floating_point():
