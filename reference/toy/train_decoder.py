@@ -1,7 +1,7 @@
 """Goes on with the video decoder on what the transformer makes: python reference/toy/train_decoder.py --runs RUNS
 
 Stage-2 latents get noise, and the transformer takes it off in the one to three last steps of the distilled recipe. What
-it cannot restore so quickly, such as the corner of a triangle, the decoder learns to draw. A third of the clips stays
+it cannot restore so quickly, such as the corner of a triangle, the decoder learns to draw. Two in seven clips stay
 clean, so that reconstructions keep their quality. The result goes into `frozen.pt`.
 """
 
@@ -17,7 +17,8 @@ import training
 import world
 from train_video_vae import NOISE, frozen_decoder, held_out_psnr, psnr, reconstruction
 
-STARTS = (0, 0, 1, 1, 2, 2, 3)  # how many of the recipe's last steps: none leaves the latent as it is, with a little noise
+# How many of the recipe's last steps: none leaves the latent as it is, with a little noise.
+STARTS = (0, 0, 1, 1, 2, 2, 3)
 LONGEST = 33  # frames
 
 

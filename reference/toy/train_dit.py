@@ -6,9 +6,9 @@ It reads the files of `make_latents.py`. Of the captions a tenth is replaced by 
 sampling; in a fifth of the clips the first latent frame is given, as in image-to-video. A small head that is thrown
 away afterwards reads the scene's attributes from the contexts: its loss teaches the text encoder words much faster
 than the flow alone. Stages of a training: stage 1 with 40 text tokens, and `--tokens 36` at first; then `--stage 2`,
-half of whose batches are large clips at the sigmas of a second stage, and `--length 128`, as many as there are
-registers; last `--length 1024`, the length of text of the official pipelines, with `--teacher FILE`: a copy of the
-checkpoint so far, whose guided velocity the network then learns, so that recipes without guidance do not need any.
+three in four of whose batches are large clips, mostly at the sigmas of a second stage, and `--length 128`, as many as
+there are registers; last `--length 1024`, the length of text of the official pipelines, with `--teacher FILE`: a copy of
+the checkpoint so far, whose guided velocity the network then learns, so that recipes without guidance do not need any.
 """
 
 import random
@@ -71,8 +71,8 @@ class Reader(torch.nn.Module):
 
 
 class Batches:
-    """Batches of one size each from the files, in an order that depends on the step alone: as often of each stage, and
-    fewer clips where they are large."""
+    """Batches of one size each from the files, in an order that depends on the step alone: three in four of the last
+    stage, and fewer clips where they are large."""
 
     def __init__(self, folder, stages, batch, seed, tokens):
         self.batch, self.seed = batch, seed

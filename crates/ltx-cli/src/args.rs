@@ -416,6 +416,8 @@ pub struct Enhance {
     /// Read Gemma layer by layer, for every word anew, instead of keeping it in memory
     #[arg(long)]
     pub stream: bool,
+    #[command(flatten)]
+    pub memory: Memory,
     /// Print the prompt and errors only
     #[arg(short, long)]
     pub quiet: bool,

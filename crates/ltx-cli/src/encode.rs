@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use ltx::Result;
 use ltx::pipeline::{TextPlan, TextRequest, check_latents_path};
+use ltx::progress::{Event, Progress};
 
 use crate::args::EncodeText;
 use crate::terminal::{Terminal, seconds};
@@ -24,9 +25,14 @@ pub fn run(arguments: &EncodeText) -> Result<()> {
         unread: crate::generate::unread(arguments.allow_unread, false),
         cache: (!arguments.no_cache).then(crate::cache::open).flatten(),
     };
-    let plan = TextPlan::new(&request)?;
+    let mut plan = TextPlan::new(&request)?;
     check_latents_path(&request.output)?;
     let mut terminal = Terminal::new(arguments.quiet);
+    let limits = crate::plan::limits(arguments.memory, arguments.stream, None);
+    for note in plan.fit(&limits)? {
+        // Whether to stop is asked at every step.
+        let _ = terminal.event(Event::Note(note));
+    }
     let embedding = plan.run(&mut terminal)?;
     embedding.save(&request.output)?;
     terminal.finish();

@@ -38,13 +38,14 @@ pub fn run(arguments: &Generate) -> Result<()> {
     if let Some(tiling) = begun.and_then(crate::plan::kept_tiling) {
         request.tiling = arguments.tiles.tiling().unwrap_or(tiling);
     }
+    let limits = || crate::plan::limits(arguments.memory, arguments.stream, arguments.tiles.tiling());
     if let Some(prompt) = enhanced.filter(|_| arguments.enhance_prompt) {
         request.prompt = Some(prompt);
     } else if arguments.enhance_prompt {
         // Nothing is written for a clip that cannot be made.
         let plan = Plan::new(&request)?;
         check_output(&arguments.output, request.frames, plan.has_sound())?;
-        crate::enhance::replace_prompt(&mut request, &mut terminal)?;
+        crate::enhance::replace_prompt(&mut request, &limits(), &mut terminal)?;
     }
     // Everything that can be wrong is found here, before any weight is read: the request, the files' headers, and the
     // place to write to.
@@ -52,7 +53,7 @@ pub fn run(arguments: &Generate) -> Result<()> {
         Some(saved) => Plan::resume(&request, saved, note.clone())?,
         None => Plan::new(&request)?,
     };
-    let limits = crate::plan::limits(arguments.memory, arguments.stream, arguments.tiles.tiling());
+    let limits = limits();
     chosen.extend(plan.fit(&limits)?);
     let forecast = plan.forecast(limits.base)?;
     let speed = if arguments.no_cache || arguments.quiet { None } else { crate::plan::speed(&request, true) };

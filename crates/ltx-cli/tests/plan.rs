@@ -71,6 +71,29 @@ fn what_cannot_fit_is_refused_before_anything_is_written() {
 }
 
 #[test]
+fn a_text_encoder_that_cannot_fit_is_not_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("prompt.safetensors");
+    let gemma = fixtures().join("gemma3");
+    let model = fixtures().join("2.3/model.safetensors");
+    for command in ["enhance", "encode-text"] {
+        let run = |memory: &str| {
+            let mut run = ltx(&[command, "a boat", "--device", "cpu", "--memory", memory, "--gemma"]);
+            run.arg(&gemma);
+            if command == "encode-text" {
+                run.args(["--no-cache", "--model"]).arg(&model).arg("--output").arg(&output);
+            }
+            run
+        };
+        let (code, said) = fail(run("0.001"));
+        assert!(code == 1 && said.contains("there are 0.00 GB") && said.contains("--quantize"), "{said}");
+        assert!(!output.exists());
+        succeed(run("4"));
+    }
+    assert!(output.exists());
+}
+
+#[test]
 fn a_run_says_what_it_will_take_and_what_it_took() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("clip.mp4");

@@ -43,6 +43,8 @@ pub struct EncodeText {
     /// Read the text encoder layer by layer as it computes, instead of keeping it in memory
     #[arg(long)]
     pub stream: bool,
+    #[command(flatten)]
+    pub memory: Memory,
     /// Go on when a file holds tensors that nobody reads
     #[arg(long)]
     pub allow_unread: bool,

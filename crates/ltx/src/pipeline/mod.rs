@@ -28,7 +28,7 @@ pub(crate) use prompted::Prompted;
 
 pub use clip::{Clip, Frames, Latents, check_latents_path};
 pub use decode::{Decoding, Sound};
-pub use forecast::{Choices, Cost, Forecast, Limits, Phase, Speed, choose_packing};
+pub use forecast::{Choices, Cost, Forecast, Limits, Phase, Speed, choose_packing, fit_writer};
 pub use generation::{Generation, Kind};
 pub use images::{ImageCondition, ImageSource};
 pub use latent_file::LatentFile;

@@ -204,6 +204,11 @@ impl Encoding {
         Some((self.gemma.as_ref()?, tokens.collect()))
     }
 
+    /// Length of the contexts.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Builds the networks once, if they will be needed, as [`Plan`](super::Plan) does with all.
     pub fn check(&self, loader: Loader, checkpoint: &Checkpoint, progress: &mut dyn Progress) -> Result<()> {
         let Some(gemma) = &self.gemma else { return Ok(()) };
@@ -332,9 +337,11 @@ pub struct TextRequest {
 /// A checked [`TextRequest`].
 #[derive(Debug)]
 pub struct TextPlan<'a> {
-    request: &'a TextRequest,
-    checkpoint: Checkpoint,
-    encoding: Encoding,
+    pub(super) request: &'a TextRequest,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) encoding: Encoding,
+    /// How the text encoder's layers are kept.
+    pub(super) residency: Residency,
     notes: Vec<String>,
 }
 
@@ -369,14 +376,14 @@ impl<'a> TextPlan<'a> {
             cache: request.cache.as_ref(),
         };
         let encoding = Encoding::new(&wanted, &request.gemma, &checkpoint, settings, &mut notes)?;
-        let plan = Self { request, checkpoint, encoding, notes };
+        let plan = Self { request, checkpoint, encoding, residency: request.residency, notes };
         plan.encoding.check(plan.loader(), &plan.checkpoint, &mut |_| std::ops::ControlFlow::Continue(()))?;
         Ok(plan)
     }
 
     fn loader(&self) -> Loader {
-        let TextRequest { dtype, unread, residency, .. } = *self.request;
-        Loader { dtype, unread, residency }
+        let TextRequest { dtype, unread, .. } = *self.request;
+        Loader { dtype, unread, residency: self.residency }
     }
 
     /// Encodes; [`Embedding::save`] writes.

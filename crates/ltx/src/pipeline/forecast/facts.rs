@@ -3,13 +3,13 @@
 use mlx::Dtype;
 use serde_json::Value;
 
+use super::text::Text;
 use super::work::Generator;
-use super::{Cost, Phase, kept};
-use crate::checkpoint::{BlockFootprint, Checkpoint, Component, Config, Footprint, Residency, Weights};
+use crate::checkpoint::{BlockFootprint, Checkpoint, Component, Config, Footprint, Weights};
 use crate::error::Result;
 use crate::pipeline::Plan;
-use crate::pipeline::text::{Encoding, Prompts};
-use crate::text::{AT_ONCE, MAX_TOKENS};
+use crate::pipeline::text::Prompts;
+use crate::text::MAX_TOKENS;
 use crate::video_vae::{ConvDecoder, Encoder};
 
 /// All that a forecast needs to know of files.
@@ -71,7 +71,7 @@ impl Facts {
         Ok(Self {
             dtype,
             text: match &plan.prompts {
-                Prompts::Encode(encoding) => Text::new(plan, encoding)?,
+                Prompts::Encode(encoding) => Text::new(encoding, files, dtype)?,
                 _ => None,
             },
             context: match &plan.prompts {
@@ -107,109 +107,6 @@ pub fn sound(files: &Checkpoint, dtype: Dtype) -> Result<Sound> {
         vocoder: vocoder.convolution_footprint(),
         generators: generators(&config)?,
     })
-}
-
-/// The text encoder and what makes contexts of its hidden states.
-pub struct Text {
-    gemma: BlockFootprint,
-    /// Bytes of a row of the embedding.
-    hidden: usize,
-    intermediate: usize,
-    /// Tokens of each prompt.
-    prompts: Vec<usize>,
-    /// The matrices of the projection, one after the other.
-    projection: Vec<Footprint>,
-    /// The connectors of both modalities, one after the other.
-    connectors: [BlockFootprint; 2],
-    /// Widths of both connectors together.
-    width: usize,
-    length: usize,
-}
-
-/// Pages around one that is looked at come in with it.
-const AROUND: u64 = 64 << 10;
-
-impl Text {
-    fn new(plan: &Plan, encoding: &Encoding) -> Result<Option<Self>> {
-        let dtype = plan.request.dtype;
-        let Some((folder, prompts)) = encoding.unknown() else { return Ok(None) };
-        let weights = folder.weights(dtype);
-        let mut gemma = weights.block_footprint("layers");
-        let config = folder.config()?;
-        let (hidden, intermediate) = (config.usize("hidden_size")?, config.usize("intermediate_size")?);
-        // A few rows of the table are looked up, and it is of no further use.
-        let table = weights.at("embed_tokens").footprint();
-        let rows = prompts.iter().sum::<usize>() as u64 * (AROUND + 2 * hidden as u64 * dtype.size() as u64);
-        gemma.rest.mapped = gemma.rest.mapped - table.mapped + table.mapped.min(rows);
-        gemma.rest.heap -= table.heap;
-        gemma.rest.passing -= table.passing;
-        let weights = |component| -> Result<Weights> { Ok(plan.checkpoint.component(component, dtype)?.0) };
-        let (projection, connectors) = (weights(Component::Projection)?, weights(Component::Connector)?);
-        let matrices =
-            ["", "video_", "audio_"].map(|of| projection.at(format!("{of}aggregate_embed")).footprint());
-        let blocks = |name: &str| connectors.at(name).block_footprint("transformer_1d_blocks");
-        let contexts = crate::pipeline::text::widths(&plan.transformer);
-        Ok(Some(Self {
-            gemma,
-            hidden,
-            intermediate,
-            prompts,
-            projection: matrices.to_vec(),
-            connectors: ["video_embeddings_connector", "audio_embeddings_connector"].map(blocks),
-            width: (contexts.video + contexts.audio) as usize,
-            length: MAX_TOKENS,
-        }))
-    }
-
-    /// The largest of the three one after the other: text encoder, projection, connectors.
-    pub fn phase(&self, residency: Residency, dtype: Dtype) -> Phase {
-        let value = dtype.size();
-        let (all, longest) =
-            (self.prompts.iter().sum::<usize>(), self.prompts.iter().max().copied().unwrap_or(0));
-        let layers = self.gemma.count;
-        let states = all * (layers + 1) * self.hidden * value;
-        let layer = longest * (3 * self.intermediate + 8 * self.hidden) * value;
-        // Normed, stacked, scaled.
-        let stacked = longest.min(AT_ONCE) * (layers + 1) * self.hidden * 3 * value;
-        let features = all * self.width * value;
-        let connected =
-            self.length * self.width * 10 * value + self.prompts.len() * self.length * self.width * value;
-        let matrix = self.projection.iter().map(|matrix| matrix.held() + matrix.passing).max().unwrap_or(0);
-        let once = match residency {
-            Residency::Streaming { ahead, .. } => Residency::Streaming { ahead, kept: 0 },
-            Residency::Resident => Residency::Resident,
-        };
-        let connector = self.connectors.iter().map(|connector| connector.held(once)).max().unwrap_or(0);
-        let parts = [
-            (self.gemma.held(residency), states + layer),
-            (matrix, states + stacked + features),
-            (connector, features + connected),
-        ];
-        let (weights, work) =
-            parts.into_iter().max_by_key(|&(weights, work)| weights + work as u64).unwrap_or_default();
-        let parameters = layers * self.hidden * (3 * self.intermediate + 3 * self.hidden);
-        let sum = |parts: &mut dyn Iterator<Item = Footprint>| {
-            parts.fold((0, 0), |(mapped, all), part| (mapped + part.mapped, all + part.held()))
-        };
-        let (matrices, projected) = sum(&mut self.projection.iter().copied());
-        let (connectors, connecting) = sum(&mut self.connectors.iter().map(|connector| connector.blocks));
-        let read = self.gemma.rest.mapped + self.gemma.blocks.mapped + matrices + connectors;
-        let tokens = all as f64;
-        let contexts = (self.prompts.len() * self.length) as f64;
-        let [projected, connecting] = [projected, connecting].map(|bytes| bytes as f64 / value as f64);
-        Phase {
-            name: "encode text",
-            kept: kept(residency, layers, "layers"),
-            weights,
-            work: work as u64,
-            cost: Cost {
-                linear: 2.0 * (tokens * (parameters as f64 + projected) + contexts * connecting),
-                attention: 4.0 * tokens * longest as f64 * (self.hidden * layers) as f64,
-                read: read as f64,
-                ..Cost::default()
-            },
-        }
-    }
 }
 
 /// The generators of a vocoder, in order.

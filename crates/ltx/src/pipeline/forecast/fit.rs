@@ -23,7 +23,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    fn hold(&self, bytes: u64) -> bool {
+    pub(super) fn hold(&self, bytes: u64) -> bool {
         self.most.is_none_or(|most| self.base + bytes <= most)
     }
 }
@@ -146,7 +146,12 @@ pub(super) fn best(count: usize, fits: impl Fn(Residency) -> bool) -> Residency 
 }
 
 /// Why not all of a network stays in memory.
-fn told(what: &str, residency: Residency, count: usize, [needs, most]: [u64; 2]) -> Option<String> {
+pub(super) fn told(
+    what: &str,
+    residency: Residency,
+    count: usize,
+    [needs, most]: [u64; 2],
+) -> Option<String> {
     let why = format!("{} do not fit in {}", gigabytes(needs), gigabytes(most));
     match residency {
         Residency::Resident => None,

@@ -7,12 +7,14 @@ mod fit;
 mod speed;
 #[cfg(test)]
 mod tests;
+mod text;
 mod work;
 
 use mlx::Dtype;
 
 pub use fit::{Limits, choose_packing};
 pub use speed::Speed;
+pub use text::fit_writer;
 
 use super::window::Window;
 use super::window_tail::VIDEO_PAST;

@@ -11,6 +11,7 @@ use crate::checkpoint::{BlockFootprint, Config, Footprint, Weights};
 use crate::nn::Packing;
 use crate::pipeline::{GuidanceOverride, Recipe};
 use crate::synth::{Like, Synth};
+use crate::text::GemmaFolder;
 use crate::video_vae::ConvDecoder;
 
 fn fixtures() -> PathBuf {
@@ -213,6 +214,24 @@ fn packing_is_taken_where_the_transformer_then_fits() {
         let said = choose_packing(&mut request, || limits(most)).unwrap();
         assert_eq!((request.quantize, said.is_some()), (packing, packing.is_some()), "{said:?}");
     }
+}
+
+#[test]
+fn a_text_encoder_that_writes_is_streamed_where_it_does_not_fit() {
+    let folder = GemmaFolder::open(&fixtures().join("gemma3")).unwrap();
+    let fit = |limits: &Limits| fit_writer(&folder, Dtype::Bf16, Residency::Resident, limits);
+    assert_eq!(fit(&limits(1 << 40)).unwrap(), (Residency::Resident, None));
+    let crate::Error::Memory { phase, needs, .. } = fit(&limits(1000)).unwrap_err() else {
+        panic!("another error")
+    };
+    assert_eq!(phase, "enhance prompt");
+    let (residency, why) = fit(&limits(needs)).unwrap();
+    assert_eq!(residency, Residency::Streaming { ahead: 0, kept: 0 });
+    assert!(why.unwrap().contains("for every word"));
+    // As asked for, and nothing to say of it.
+    let asked = Limits { fixed_residency: true, ..limits(1 << 40) };
+    let answer = fit_writer(&folder, Dtype::Bf16, Residency::STREAMING, &asked).unwrap();
+    assert_eq!(answer, (Residency::STREAMING, None));
 }
 
 #[test]
