@@ -13,7 +13,7 @@ from PIL import Image
 PROMPTS = (
     "a red circle moves right on a blue background",
     "a yellow star bounces on a black background",
-    "a big green square falls, the background is white",
+    "a green square moves down on a white background",
     "a purple triangle grows on a grey background",
 )
 EVERY, GAP = 4, 4

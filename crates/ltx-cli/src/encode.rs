@@ -29,7 +29,7 @@ pub fn run(arguments: &EncodeText) -> Result<()> {
     check_latents_path(&request.output)?;
     let mut terminal = Terminal::new(arguments.quiet);
     let limits = crate::plan::limits(arguments.memory, arguments.stream, None);
-    for note in plan.fit(&limits)? {
+    if let Some(note) = plan.fit(&limits)? {
         // Whether to stop is asked at every step.
         let _ = terminal.event(Event::Note(note));
     }

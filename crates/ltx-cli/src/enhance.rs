@@ -53,7 +53,7 @@ fn fitting(
     terminal: &mut Terminal,
 ) -> Result<GemmaFolder> {
     let (residency, why) = fit_writer(&folder, dtype, residency, limits)?;
-    for note in why {
+    if let Some(note) = why {
         // Whether to stop is asked at every step.
         let _ = terminal.event(Event::Note(note));
     }
