@@ -78,10 +78,10 @@ fn a_text_encoder_that_cannot_fit_is_not_begun() {
     let model = fixtures().join("2.3/model.safetensors");
     for command in ["enhance", "encode-text"] {
         let run = |memory: &str| {
-            let mut run = ltx(&[command, "a boat", "--device", "cpu", "--memory", memory, "--gemma"]);
-            run.arg(&gemma);
+            let mut run = ltx(&[command, "a boat", "--device", "cpu", "--memory", memory]);
+            run.arg("--gemma").arg(&gemma);
             if command == "encode-text" {
-                run.args(["--no-cache", "--model"]).arg(&model).arg("--output").arg(&output);
+                run.arg("--model").arg(&model).arg("--output").arg(&output);
             }
             run
         };
