@@ -151,13 +151,17 @@ fn what_came_before_may_be_given_apart() {
         kernels::conv(x.into(), past, (&weight[..]).into(), shape, &epilogue, &mut out[..]).map(|()| out)
     };
     let len = 2 * 3 * 5 * 6 * 18;
-    let whole = run(&values, None, &shape, len).unwrap();
-    for cut in 1..7 {
-        let part = |from: usize, to: usize| -> Vec<f32> {
-            values.chunks(7 * slice).flat_map(|sample| &sample[from * slice..to * slice]).copied().collect()
-        };
-        assert_eq!(run(&part(cut, 7), Some(&part(0, cut)), &shape, len).unwrap(), whole, "cut at {cut}");
-    }
+    every_isa(|isa| {
+        let whole = run(&values, None, &shape, len).unwrap();
+        for cut in 1..7 {
+            let part = |from: usize, to: usize| -> Vec<f32> {
+                let samples = values.chunks(7 * slice);
+                samples.flat_map(|sample| &sample[from * slice..to * slice]).copied().collect()
+            };
+            let apart = run(&part(cut, 7), Some(&part(0, cut)), &shape, len).unwrap();
+            assert!(apart == whole, "{}: cut at {cut}", isa.name());
+        }
+    });
     assert!(run(&values[1..], Some(&values[..1]), &shape, len).is_err());
     let line = ConvShape { axes: shape.axes[..1].to_vec(), ..shape };
     assert!(run(&values[..6 * 22], Some(&values[..22]), &line, 2 * 3 * 18).is_err());
