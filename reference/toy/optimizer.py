@@ -11,6 +11,7 @@ import torch
 # Polynomial coefficients of the Newton-Schulz iteration that Muon uses.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 RATE_OF_MATRICES = 20  # times the rate of the rest
+HALF = torch.cpu._is_avx512_bf16_supported()  # whether this processor multiplies in bfloat16
 
 
 def _orthogonal(matrices):
@@ -24,7 +25,7 @@ def _orthogonal(matrices):
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     if x.shape[2] <= 4 * x.shape[1]:
-        x = x.bfloat16()
+        x = x.bfloat16() if HALF or x.is_cuda else x
         for _ in range(5):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)

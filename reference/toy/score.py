@@ -4,8 +4,8 @@
     python reference/toy/score.py --truth [--count N]   the scorer itself, on rendered scenes: must be near 100 %
     python reference/toy/score.py --folder DIR          clips NAME.mp4 against NAME.json (written by held_out.py)
 
-Plain image and signal analysis: nearest palette colour, outlines compared with templates, the path of the middle, the
-strongest partial. It needs ffmpeg to read files.
+Plain image and signal analysis: nearest palette colour, outlines compared with templates and their convex hull, the path
+of the middle, the strongest partial. It needs ffmpeg to read files.
 """
 
 import argparse
@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 import sound
 import world
 
 SMALLEST = 0.003  # of the frame's area: less is noise
+DENTED = 0.9  # of the convex hull's area: circles and squares fill at least 0.94, as clips have them
 CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -61,8 +62,17 @@ def _template(shape, height, width):
     return inside[np.ix_(*at)]
 
 
+def _solidity(mask):
+    """How much of its convex hull a mask fills."""
+    rows, columns = np.nonzero(mask)
+    pixels = np.stack([columns, rows], 1)
+    corners = np.concatenate([pixels + corner for corner in ((0, 0), (0, 1), (1, 0), (1, 1))])
+    return len(pixels) / spatial.ConvexHull(corners).volume
+
+
 def shape_of(mask):
-    """The shape whose outline, stretched to the mask's box, agrees best with the mask."""
+    """The shape whose outline, stretched to the mask's box, agrees best with the mask; but what has dents is neither a
+    circle nor a square: it is a star, however round its points."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -70,7 +80,8 @@ def shape_of(mask):
         template = _template(shape, *mask.shape)
         return (template & mask).sum() / (template | mask).sum()
 
-    return max(world.SHAPES, key=overlap)
+    best = max(world.SHAPES, key=overlap)
+    return "star" if best in ("circle", "square") and _solidity(mask) < DENTED else best
 
 
 def _tracks(frames, background):

@@ -1,14 +1,16 @@
 """Trains the transformer and the text encoder together as a rectified flow.
 
-    python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 1024] [--read 0]
+    python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 128] [--long 0.2] [--teacher FILE]
 
 It reads the files of `make_latents.py`. Of the captions a tenth is replaced by an empty or a negative one, for guided
 sampling; in a fifth of the clips the first latent frame is given, as in image-to-video. A small head that is thrown
 away afterwards reads the scene's attributes from the contexts: its loss teaches the text encoder words much faster
 than the flow alone. Stages of a training: stage 1 with 40 text tokens, and `--tokens 36` at first; then `--stage 2`,
 three in four of whose batches are large clips, mostly at the sigmas of a second stage, and `--length 128`, as many as
-there are registers; last `--length 1024`, the length of text of the official pipelines, with `--teacher FILE`: a copy of
-the checkpoint so far, whose guided velocity the network then learns, so that recipes without guidance do not need any.
+there are registers; last `--teacher FILE`, a copy of the checkpoint so far: the network then learns what guidance would
+add to its velocities, so that recipes without guidance do not need any, and half of what it learns of the rest is the
+teacher's too, which has no noise in it; with `--long 0.2`, in that share of the batches the text is as long as in the
+official pipelines.
 """
 
 import random
@@ -38,6 +40,7 @@ def sigmas(count, stage, generator):
     return torch.where(kind < 0.5, drawn, torch.where(kind < 0.83, listed, uniform)).clamp(min=0.01)
 
 
+SHORT, LONG = 128, 1024  # text tokens that teachers are trained with, and those of the official pipelines
 MANY = 64  # tokens: of clips with more, a batch has fewer
 
 
@@ -72,10 +75,11 @@ class Reader(torch.nn.Module):
 
 class Batches:
     """Batches of one size each from the files, in an order that depends on the step alone: three in four of the last
-    stage, and fewer clips where they are large."""
+    stage, and fewer clips where they are large. With long texts there are a third of the clips, each of them twice, with
+    another noise: the contexts are then most of the work."""
 
-    def __init__(self, folder, stages, batch, seed, tokens):
-        self.batch, self.seed = batch, seed
+    def __init__(self, folder, stages, batch, seed, tokens, long):
+        self.batch, self.seed, self.long = batch, seed, long
         self.files = []
         for stage in stages:
             files = map(make_latents.load, sorted(folder.glob(f"{stage}-*.pt")))
@@ -88,6 +92,8 @@ class Batches:
         stage = len(self.files) - 1 if draw.random() < 0.75 else 0
         whole = draw.choice(self.files[stage])
         count = min(self.batch, len(whole["seeds"]), max(8, self.batch * MANY // whole["video"][0, 0].numel()))
+        long = draw.random() < self.long
+        count = min(count, self.batch // 3) // 2 if long else count
         rows = draw.sample(range(len(whole["seeds"])), count)
         scenes = [world.sample(whole["seeds"][row], *whole["size"]) for row in rows]
         texts, answers = [], []
@@ -95,13 +101,12 @@ class Batches:
             negative = draw.random() < 0.1
             texts.append(draw.choice(flow.text.NEGATIVES) if negative else prompts.describe(scene, draw.random()))
             answers.append([-100] * 8 if negative else Reader.answers(scene))
-        return whole["video"][rows], whole["audio"][rows], torch.tensor(answers), texts, stage + 1, draw
+        twice = rows * 2 if long else rows
+        return whole["video"][twice], whole["audio"][twice], torch.tensor(answers), texts, long, stage + 1, draw
 
 
 class Teacher:
     """A trained network with classifier-free guidance."""
-
-    LENGTH = 128  # text tokens that it was trained with
 
     def __init__(self, file, runs, guidance, device):
         modules, self.encoder = flow.modules(runs / "gemma")
@@ -113,23 +118,25 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, texts, *inputs):
-        """Velocities as `flow.velocity` answers them; inputs are its arguments between transformer and contexts."""
-        negative = [text in flow.text.NEGATIVES for text in texts]
+        """For both streams the velocities, and what guidance adds to them: nothing where the text is a negative one.
+        Inputs are those of `flow.velocity` between transformer and contexts."""
+        repeat = len(inputs[0][0]) // len(texts)
         wanted, other = (
-            flow.velocity(self.transformer, *inputs, self.encoder(some, self.LENGTH))
+            flow.velocity(self.transformer, *inputs, [part.repeat(repeat, 1, 1) for part in self.encoder(some, SHORT)])
             for some in (texts, [flow.text.NEGATIVES[-1]] * len(texts))
         )
-        scales = [1.0 if alone else self.guidance for alone in negative]
+        scales = [0.0 if text in flow.text.NEGATIVES else self.guidance - 1 for text in texts * repeat]
         scales = torch.tensor(scales, device=wanted[0].device).view(-1, 1, 1)
-        return [torch.lerp(b.float(), a.float(), scales) for a, b in zip(wanted, other, strict=True)]
+        return [(a.float(), scales * (a.float() - b.float())) for a, b in zip(wanted, other, strict=True)]
 
 
 def main():
     parser = training.arguments(__doc__, rate=1e-3, batch=48)
     parser.add_argument("--stage", type=int, default=1)
-    parser.add_argument("--length", type=int, default=40, help="text tokens; the program has 1024")
+    parser.add_argument("--length", type=int, default=40, help="text tokens")
+    parser.add_argument("--long", type=float, default=0.0, help=f"share of batches with {LONG} text tokens")
     parser.add_argument("--tokens", type=int, default=1000, help="only clips of at most that many video tokens")
-    parser.add_argument("--teacher", type=Path, help="checkpoint whose guided velocity to learn")
+    parser.add_argument("--teacher", type=Path, help="checkpoint whose guidance to learn")
     parser.add_argument("--guidance", type=float, default=2.0, help="scale of the teacher's guidance")
     parser.add_argument("--read", type=float, default=0.1, help="weight of the loss that teaches to read")
     options = parser.parse_args()
@@ -141,10 +148,10 @@ def main():
     teacher = Teacher(options.teacher, options.runs, options.guidance, options.device) if options.teacher else None
     folder = options.runs / "latents"
     stages = (1, 2) if options.stage == 2 else (1,)
-    batches = Batches(folder, stages, options.batch, options.seed, options.tokens)
+    batches = Batches(folder, stages, options.batch, options.seed, options.tokens, options.long)
 
     def loss(inputs):
-        video, audio, answers, texts, stage, draw = inputs
+        video, audio, answers, texts, long, stage, draw = inputs
         generator = torch.Generator().manual_seed(draw.randrange(1 << 40))
         where = flow.positions(video.shape[2:], audio.shape[2], options.device)
         clean = [part.to(options.device) for part in flow.tokens(video, audio)]
@@ -156,19 +163,24 @@ def main():
         alone = torch.rand(len(video), generator=generator) < 0.1
         levels = [both, torch.where(alone, sigmas(len(video), stage, generator), both)]
         masks = [torch.ones(part.shape[:2]) for part in clean]
-        given = torch.rand(len(video), generator=generator) < 0.2
-        masks[0][:, : video.shape[3] * video.shape[4]] *= (~given).float().unsqueeze(1)
+        given = draw.random() < 0.2
+        if given:
+            masks[0][:, : video.shape[3] * video.shape[4]] = 0
         levels, masks = ([part.to(options.device) for part in parts_] for parts_ in (levels, masks))
         states = [
             torch.lerp(x, n, (level.unsqueeze(1) * mask).unsqueeze(-1))
             for x, n, level, mask in zip(clean, noise, levels, masks, strict=True)
         ]
         targets = [n - x for x, n in zip(clean, noise, strict=True)]
+        # Where no frame is given, all tokens of a clip share one modulation.
+        steps = masks if given else [mask[:, :1] for mask in masks]
         with training.autocast(options.device):
-            contexts = encoder(texts, options.length)
-            speeds = flow.velocity(transformer, states, levels, masks, where, contexts)
+            contexts = encoder(texts, LONG if long else options.length)
+            repeated = [part.repeat(len(video) // len(part), 1, 1) for part in contexts]
+            speeds = flow.velocity(transformer, states, levels, steps, where, repeated)
             if teacher:
-                targets = teacher(texts, states, levels, masks, where)
+                known = teacher(texts, states, levels, steps, where)
+                targets = [torch.lerp(t, own, 0.5) + added for t, (own, added) in zip(targets, known, strict=True)]
         errors = [
             ((speed.float() - target).square().mean(-1) * mask).sum() / mask.sum()
             for speed, target, mask in zip(speeds, targets, masks, strict=True)
@@ -199,10 +211,7 @@ def main():
         errors = [float((s.float() - (n - x)).square().mean()) for s, x, n in zip(speeds, clean, noise, strict=True)]
         return {"held_out_video": errors[0], "held_out_audio": errors[1]}
 
-    # On a CPU, and with few tokens, the plain attention has the faster backward pass.
-    plain = options.device == "cpu" and options.length < 512
-    backends = [SDPBackend.MATH] if plain else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(backends):
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
         run.run(batches, loss, measure)
 
 

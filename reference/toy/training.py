@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from optimizer import Optimizers
+from optimizer import HALF, Optimizers
 
 SAVE_SECONDS = 150
 
@@ -169,4 +169,6 @@ class Training:
 
 
 def autocast(device):
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+    """bfloat16 where the device computes in it: a processor without it would only imitate it, slowly."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or HALF)

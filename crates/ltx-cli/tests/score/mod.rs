@@ -1,5 +1,6 @@
-//! Says what a clip shows and sounds like, by plain image and signal analysis: nearest palette colour, outlines compared
-//! with templates, the path of the middle, the strongest partial. The rules are those of `reference/toy/score.py`.
+//! Says what a clip shows and sounds like, by plain image and signal analysis: nearest palette colour, outlines
+//! compared with templates and with their convex hull, the path of the middle, the strongest partial. The rules
+//! are those of `reference/toy/score.py`.
 
 pub mod clip;
 
@@ -12,6 +13,8 @@ use clip::Clip;
 
 /// Of the frame's area: less is noise.
 const SMALLEST: f32 = 0.003;
+/// Of the convex hull's area: circles and squares fill at least 0.94, as clips have them.
+const DENTED: f32 = 0.9;
 
 /// One object as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +147,35 @@ impl Spot {
         (sum.0 as f32 / self.area(), sum.1 as f32 / self.area())
     }
 
-    /// The shape whose outline, stretched to the spot's box, agrees best with the spot.
+    /// How much of its convex hull the spot fills.
+    fn solidity(&self) -> f32 {
+        type Point = (i64, i64);
+        let corners = |&(x, y): &(usize, usize)| {
+            let (x, y) = (x as i64, y as i64);
+            [(x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1)]
+        };
+        let mut corners: Vec<Point> = self.points.iter().flat_map(corners).collect();
+        corners.sort_unstable();
+        let cross = |o: Point, a: Point, b: Point| (a.0 - o.0) * (b.1 - o.1) - (a.1 - o.1) * (b.0 - o.0);
+        // Twice the area between the origin and a chain of corners that always turns the same way.
+        let chain = |corners: &mut dyn Iterator<Item = Point>| -> i64 {
+            let mut line: Vec<Point> = Vec::new();
+            for next in corners {
+                while let [.., before, last] = line[..]
+                    && cross(before, last, next) <= 0
+                {
+                    line.pop();
+                }
+                line.push(next);
+            }
+            line.windows(2).map(|pair| cross((0, 0), pair[0], pair[1])).sum()
+        };
+        let twice = chain(&mut corners.iter().copied()) + chain(&mut corners.iter().rev().copied());
+        2.0 * self.area() / twice as f32
+    }
+
+    /// The shape whose outline, stretched to the spot's box, agrees best with the spot; but what has dents is neither a
+    /// circle nor a square: it is a star, however round its points.
     fn shape(&self) -> &'static str {
         let span = |axis: fn(&(usize, usize)) -> usize| {
             let places = self.points.iter().map(axis);
@@ -159,7 +190,8 @@ impl Spot {
             let both = pairs().filter(|(a, b)| *a && **b).count();
             both as f32 / pairs().filter(|(a, b)| *a || **b).count() as f32
         };
-        SHAPES.into_iter().max_by(|a, b| overlap(a).total_cmp(&overlap(b))).unwrap()
+        let best = SHAPES.into_iter().max_by(|a, b| overlap(a).total_cmp(&overlap(b))).unwrap();
+        if matches!(best, "circle" | "square") && self.solidity() < DENTED { "star" } else { best }
     }
 }
 
