@@ -1,16 +1,19 @@
 """Trains the transformer and the text encoder together as a rectified flow.
 
-    python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 128] [--long 0.2] [--teacher FILE]
+    python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 128] [--long 0.2] [--own 0.5]
+        [--teacher FILE]
 
 It reads the files of `make_latents.py`. Of the captions a tenth is replaced by an empty or a negative one, for guided
-sampling; in a fifth of the clips the first latent frame is given, as in image-to-video. A small head that is thrown
-away afterwards reads the scene's attributes from the contexts: its loss teaches the text encoder words much faster
-than the flow alone. Stages of a training: stage 1 with 40 text tokens, and `--tokens 36` at first; then `--stage 2`,
-three in four of whose batches are large clips, mostly at the sigmas of a second stage, and `--length 128`, as many as
-there are registers; last `--teacher FILE`, a copy of the checkpoint so far: the network then learns what guidance would
-add to its velocities, so that recipes without guidance do not need any, and half of what it learns of the rest is the
-teacher's too, which has no noise in it; with `--long 0.2`, in that share of the batches the text is as long as in the
-official pipelines.
+sampling; in a fifth of the clips the first latent frame is given, as in image-to-video; in the others' small sizes the
+noise is tied to what the caption leaves open, see `ties.py`. A small head that is thrown away afterwards reads the
+scene's attributes from the contexts: its loss teaches the text encoder words much faster than the flow alone.
+
+Stages of a training: stage 1 with 40 text tokens, and `--tokens 36` at first; then `--stage 2`, three in five of whose
+batches are large clips, mostly at the sigmas of a second stage, and `--length 128`, as many as there are registers. With
+`--own 0.5` half of the batches begin with up to two steps of the network's own down the table of their stage, the second
+stage's from upsampled small latents: it learns to lead to the clip from where recipes take it. With `--teacher FILE`,
+a copy of the checkpoint so far, it learns what guidance would add to its velocities, so that recipes without guidance do
+not need any. With `--long 0.2`, in that share of the batches the text is as long as in the official pipelines.
 """
 
 import random
@@ -23,6 +26,7 @@ import flow
 import make_latents
 import parts
 import prompts
+import ties
 import training
 import world
 
@@ -38,6 +42,13 @@ def sigmas(count, stage, generator):
     uniform = torch.rand(count, generator=generator)
     drawn, uniform = (table[0] * part for part in (drawn, uniform))
     return torch.where(kind < 0.5, drawn, torch.where(kind < 0.83, listed, uniform)).clamp(min=0.01)
+
+
+def paths(table, count, generator):
+    """Up to two steps down a table, to each of its sigmas but 0: [[(B,), (B,)]] for video and audio, one pair a step and
+    the last."""
+    last = torch.randint(len(table) - 1, (count,), generator=generator)
+    return [[torch.tensor(table)[torch.minimum((last - 2).clamp(min=0) + step, last)]] * 2 for step in range(3)]
 
 
 SHORT, LONG = 128, 1024  # text tokens that teachers are trained with, and those of the official pipelines
@@ -74,11 +85,11 @@ class Reader(torch.nn.Module):
 
 
 class Batches:
-    """Batches of one size each from the files, in an order that depends on the step alone: three in four of the last
+    """Batches of one size each from the files, in an order that depends on the step alone: three in five of the last
     stage, and fewer clips where they are large. With long texts there are a third of the clips, each of them twice, with
     another noise: the contexts are then most of the work."""
 
-    def __init__(self, folder, stages, batch, seed, tokens, long):
+    def __init__(self, folder, stages, batch, seed, tokens, long, upsample=None):
         self.batch, self.seed, self.long = batch, seed, long
         self.files = []
         for stage in stages:
@@ -86,10 +97,13 @@ class Batches:
             self.files.append([whole for whole in files if whole["video"][0, 0].numel() <= tokens])
             if not self.files[-1]:
                 raise SystemExit(f"no latents of stage {stage} and so few tokens in {folder}: run make_latents.py first")
+        if upsample:
+            for whole in self.files[-1]:
+                whole["start"] = upsample(whole["low"])
 
     def __call__(self, step):
         draw = random.Random(f"{self.seed}/{step}")
-        stage = len(self.files) - 1 if draw.random() < 0.75 else 0
+        stage = len(self.files) - 1 if draw.random() < 0.6 else 0
         whole = draw.choice(self.files[stage])
         count = min(self.batch, len(whole["seeds"]), max(8, self.batch * MANY // whole["video"][0, 0].numel()))
         long = draw.random() < self.long
@@ -102,7 +116,22 @@ class Batches:
             texts.append(draw.choice(flow.text.NEGATIVES) if negative else prompts.describe(scene, draw.random()))
             answers.append([-100] * 8 if negative else Reader.answers(scene))
         twice = rows * 2 if long else rows
-        return whole["video"][twice], whole["audio"][twice], torch.tensor(answers), texts, long, stage + 1, draw
+        clips = {key: whole[key][twice] for key in ("video", "audio", "start") if key in whole}
+        clips |= {"seeds": [whole["seeds"][row] for row in twice], "size": whole["size"]}
+        return clips, torch.tensor(answers), texts, long, stage + 1, draw
+
+
+def upsampler(runs):
+    """The trained upsampler, between normalized latents (B, C, F, H, W)."""
+    module = parts.build_upsampler().eval()
+    module.load_state_dict(parts.trained(runs, "upsampler")[0]["upsampler"])
+    statistics = make_latents.freeze(runs, "cpu")["video_encoder"].per_channel_statistics
+
+    @torch.inference_mode()
+    def upsample(low):
+        return torch.cat([statistics.normalize(module(statistics.un_normalize(some))) for some in low.split(8)]).clone()
+
+    return upsample
 
 
 class Teacher:
@@ -118,7 +147,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, texts, *inputs):
-        """For both streams the velocities, and what guidance adds to them: nothing where the text is a negative one.
+        """For both streams what guidance adds to the velocities: nothing where the text is a negative one.
         Inputs are those of `flow.velocity` between transformer and contexts."""
         repeat = len(inputs[0][0]) // len(texts)
         wanted, other = (
@@ -127,7 +156,7 @@ class Teacher:
         )
         scales = [0.0 if text in flow.text.NEGATIVES else self.guidance - 1 for text in texts * repeat]
         scales = torch.tensor(scales, device=wanted[0].device).view(-1, 1, 1)
-        return [(a.float(), scales * (a.float() - b.float())) for a, b in zip(wanted, other, strict=True)]
+        return [scales * (a.float() - b.float()) for a, b in zip(wanted, other, strict=True)]
 
 
 def main():
@@ -138,6 +167,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=1000, help="only clips of at most that many video tokens")
     parser.add_argument("--teacher", type=Path, help="checkpoint whose guidance to learn")
     parser.add_argument("--guidance", type=float, default=2.0, help="scale of the teacher's guidance")
+    parser.add_argument("--own", type=float, default=0.0, help="share of batches that begin with steps of its own")
     parser.add_argument("--read", type=float, default=0.1, help="weight of the loss that teaches to read")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -148,45 +178,70 @@ def main():
     teacher = Teacher(options.teacher, options.runs, options.guidance, options.device) if options.teacher else None
     folder = options.runs / "latents"
     stages = (1, 2) if options.stage == 2 else (1,)
-    batches = Batches(folder, stages, options.batch, options.seed, options.tokens, options.long)
+    upsample = upsampler(options.runs) if options.own and options.stage == 2 else None
+    batches = Batches(folder, stages, options.batch, options.seed, options.tokens, options.long, upsample)
 
     def loss(inputs):
-        video, audio, answers, texts, long, stage, draw = inputs
+        clips, answers, texts, long, stage, draw = inputs
+        video, audio = clips["video"], clips["audio"]
+        count = len(video)
         generator = torch.Generator().manual_seed(draw.randrange(1 << 40))
         where = flow.positions(video.shape[2:], audio.shape[2], options.device)
-        clean = [part.to(options.device) for part in flow.tokens(video, audio)]
-        noise = [torch.randn(part.shape, generator=generator).to(options.device) for part in clean]
+        clean = flow.tokens(video, audio)
+        noise = [torch.randn(part.shape, generator=generator) for part in clean]
+        masks = [torch.ones(part.shape[:2]) for part in clean]
         # One-stage recipes make large clips too.
         stage = 1 if draw.random() < 0.25 else stage
-        both = sigmas(len(video), stage, generator)
-        # Mostly one sigma for both streams, as in every recipe that makes both.
-        alone = torch.rand(len(video), generator=generator) < 0.1
-        levels = [both, torch.where(alone, sigmas(len(video), stage, generator), both)]
-        masks = [torch.ones(part.shape[:2]) for part in clean]
         given = draw.random() < 0.2
         if given:
             masks[0][:, : video.shape[3] * video.shape[4]] = 0
-        levels, masks = ([part.to(options.device) for part in parts_] for parts_ in (levels, masks))
+        elif stage == 1:
+            noise[0] = ties.tie(noise[0], clips["seeds"], clips["size"])
+        own = draw.random() < options.own
+        start, ahead = clean, [[level, level] for level in (sigmas(count, stage, generator),)]
+        if own:
+            table = flow.SECOND_STAGE if stage == 2 else flow.DISTILLED
+            ahead = paths(table, count, generator)
+            if stage == 2 and not given:
+                start = flow.tokens(clips["start"], audio)
+        elif draw.random() < 0.1:
+            # Mostly one sigma for both streams, as in every recipe that makes both.
+            ahead[0][1] = sigmas(count, stage, generator)
+        device = options.device
+        clean, noise, start, masks = ([part.to(device) for part in some] for some in (clean, noise, start, masks))
+        ahead = [[level.to(device) for level in levels] for levels in ahead]
         states = [
-            torch.lerp(x, n, (level.unsqueeze(1) * mask).unsqueeze(-1))
-            for x, n, level, mask in zip(clean, noise, levels, masks, strict=True)
+            torch.lerp(torch.lerp(x, s, mask.unsqueeze(-1)), n, (level.unsqueeze(1) * mask).unsqueeze(-1))
+            for x, s, n, level, mask in zip(clean, start, noise, ahead[0], masks, strict=True)
         ]
-        targets = [n - x for x, n in zip(clean, noise, strict=True)]
         # Where no frame is given, all tokens of a clip share one modulation.
         steps = masks if given else [mask[:, :1] for mask in masks]
-        with training.autocast(options.device):
+        with training.autocast(device):
             contexts = encoder(texts, LONG if long else options.length)
-            repeated = [part.repeat(len(video) // len(part), 1, 1) for part in contexts]
+            repeated = [part.repeat(count // len(part), 1, 1) for part in contexts]
+            for levels, after in zip(ahead[:-1], ahead[1:], strict=True):
+                with torch.no_grad():
+                    known = [part.detach() for part in repeated]
+                    speeds = flow.velocity(transformer, states, levels, steps, where, known)
+                    states = [
+                        state + ((low - high).unsqueeze(1) * mask).unsqueeze(-1) * speed.float()
+                        for state, low, high, mask, speed in zip(states, after, levels, masks, speeds, strict=True)
+                    ]
+            levels = ahead[-1]
             speeds = flow.velocity(transformer, states, levels, steps, where, repeated)
+            targets = [
+                (state - x) / level.view(-1, 1, 1) for state, x, level in zip(states, clean, levels, strict=True)
+            ]
             if teacher:
-                known = teacher(texts, states, levels, steps, where)
-                targets = [torch.lerp(t, own, 0.5) + added for t, (own, added) in zip(targets, known, strict=True)]
+                added = teacher(texts, states, levels, steps, where)
+                targets = [target + more for target, more in zip(targets, added, strict=True)]
         errors = [
             ((speed.float() - target).square().mean(-1) * mask).sum() / mask.sum()
             for speed, target, mask in zip(speeds, targets, masks, strict=True)
         ]
         read = modules["reader"](contexts, answers)
-        metrics = {"video": errors[0], "audio": errors[1], "read": read}
+        kind = "own" if own else "given" if given else "large" if stage == 2 else "small"
+        metrics = {f"{kind}_video": errors[0], "audio": errors[1], "read": read}
         return errors[0] + errors[1] + options.read * read, metrics
 
     def measure():

@@ -104,8 +104,15 @@ def _kinds(draw, background, held_out):
             return kinds
 
 
-def _thing(draw, kind, lane, radius):
-    """An object inside its lane (left, top, right, bottom)."""
+def lanes(wide, high, sideways):
+    """The lanes (left, top, right, bottom) of two objects."""
+    if sideways:
+        return [(0.0, 0.0, wide / 2, high), (wide / 2, 0.0, wide, high)]
+    return [(0.0, 0.0, wide, high / 2), (0.0, high / 2, wide, high)]
+
+
+def place(draw, kind, lane, radius):
+    """An object somewhere inside its lane."""
     shape, color, motion = kind
     left, top, right, bottom = lane
     reach = REACH * radius
@@ -134,19 +141,17 @@ def sample(seed, width=128, height=128, frames=17, held_out=False):
     unit = min(width, height)
     wide, high = width / unit, height / unit
     if len(kinds) == 1:
-        lanes = [(0.0, 0.0, wide, high)]
-    elif wide > high or (wide == high and draw.random() < 0.5):
-        lanes = [(0.0, 0.0, wide / 2, high), (wide / 2, 0.0, wide, high)]
+        places = [(0.0, 0.0, wide, high)]
     else:
-        lanes = [(0.0, 0.0, wide, high / 2), (0.0, high / 2, wide, high)]
+        places = lanes(wide, high, wide > high or (wide == high and draw.random() < 0.5))
     if draw.random() < 0.5:
-        lanes.reverse()
+        places.reverse()
     things = []
-    for kind, lane in zip(kinds, lanes, strict=True):
+    for kind, lane in zip(kinds, places, strict=True):
         radius = draw.uniform(0.21, 0.25) if len(kinds) == 1 else draw.uniform(0.125, 0.14)
         if kind[2] in ("grow", "still"):
             radius *= 1.2
-        things.append(_thing(draw, kind, lane, radius))
+        things.append(place(draw, kind, lane, radius))
     return Scene(background, tuple(things), width, height, frames, silent=draw.random() < 0.12)
 
 
