@@ -1,7 +1,7 @@
 """Trains the transformer and the text encoder together as a rectified flow.
 
     python reference/toy/train_dit.py --runs RUNS [--minutes N] [--stage 2] [--length 128] [--long 0.2] [--own 0.5]
-        [--teacher FILE]
+        [--guidance 2]
 
 It reads the files of `make_latents.py`. Of the captions a tenth is replaced by an empty or a negative one, for guided
 sampling; in a fifth of the clips the first latent frame is given, as in image-to-video; in the others' small sizes the
@@ -11,9 +11,9 @@ scene's attributes from the contexts: its loss teaches the text encoder words mu
 Stages of a training: stage 1 with 40 text tokens, and `--tokens 36` at first; then `--stage 2`, three in five of whose
 batches are large clips, mostly at the sigmas of a second stage, and `--length 128`, as many as there are registers. With
 `--own 0.5` half of the batches begin with up to two steps of the network's own down the table of their stage, the second
-stage's from upsampled small latents: it learns to lead to the clip from where recipes take it. With `--teacher FILE`,
-a copy of the checkpoint so far, it learns what guidance would add to its velocities, so that recipes without guidance do
-not need any. With `--long 0.2`, in that share of the batches the text is as long as in the official pipelines.
+stage's from upsampled small latents: it learns to lead to the clip from where recipes take it. With `--guidance 2` it
+learns the velocity that guidance of that scale would give, so that recipes without guidance do not need any. With
+`--long 0.2`, in that share of the batches the text is as long as in the official pipelines.
 """
 
 import random
@@ -51,7 +51,7 @@ def paths(table, count, generator):
     return [[torch.tensor(table)[torch.minimum((last - 2).clamp(min=0) + step, last)]] * 2 for step in range(3)]
 
 
-SHORT, LONG = 128, 1024  # text tokens that teachers are trained with, and those of the official pipelines
+LONG = 1024  # text tokens of the official pipelines
 MANY = 64  # tokens: of clips with more, a batch has fewer
 
 
@@ -134,29 +134,23 @@ def upsampler(runs):
     return upsample
 
 
-class Teacher:
-    """A trained network with classifier-free guidance."""
+class Guide:
+    """What guidance adds to a velocity, from the network itself as it is now: its own velocity less that of a negative
+    text. Learning v = target + (1 - 1/s) (v - negative) leads to the velocity that guidance of scale s would give."""
 
-    def __init__(self, file, runs, guidance, device):
-        modules, self.encoder = flow.modules(runs / "gemma")
-        average = torch.load(file, map_location=device, weights_only=True)["average"]
-        for name, module in modules.items():
-            module.load_state_dict(average[name])
-        self.transformer, self.guidance = modules["transformer"].to(device).eval(), guidance
-        self.encoder = self.encoder.to(device).eval()
+    def __init__(self, scale):
+        self.share, self.names = 1 - 1 / scale, flow.text.NEGATIVES
 
     @torch.no_grad()
-    def __call__(self, texts, *inputs):
-        """For both streams what guidance adds to the velocities: nothing where the text is a negative one.
-        Inputs are those of `flow.velocity` between transformer and contexts."""
-        repeat = len(inputs[0][0]) // len(texts)
-        wanted, other = (
-            flow.velocity(self.transformer, *inputs, [part.repeat(repeat, 1, 1) for part in self.encoder(some, SHORT)])
-            for some in (texts, [flow.text.NEGATIVES[-1]] * len(texts))
-        )
-        scales = [0.0 if text in flow.text.NEGATIVES else self.guidance - 1 for text in texts * repeat]
-        scales = torch.tensor(scales, device=wanted[0].device).view(-1, 1, 1)
-        return [scales * (a.float() - b.float()) for a, b in zip(wanted, other, strict=True)]
+    def __call__(self, transformer, encoder, texts, length, speeds, *inputs):
+        """For both streams (B, T, C), 0 where the text is a negative one; inputs are those of `flow.velocity` between
+        transformer and contexts."""
+        count = len(speeds[0])
+        contexts = [part.expand(count, -1, -1) for part in encoder([self.names[-1]], length)]
+        other = flow.velocity(transformer, *inputs, contexts)
+        shares = [0.0 if text in self.names else self.share for text in texts * (count // len(texts))]
+        shares = torch.tensor(shares, device=speeds[0].device).view(-1, 1, 1)
+        return [shares * (a.float() - b.float()) for a, b in zip(speeds, other, strict=True)]
 
 
 def main():
@@ -165,8 +159,7 @@ def main():
     parser.add_argument("--length", type=int, default=40, help="text tokens")
     parser.add_argument("--long", type=float, default=0.0, help=f"share of batches with {LONG} text tokens")
     parser.add_argument("--tokens", type=int, default=1000, help="only clips of at most that many video tokens")
-    parser.add_argument("--teacher", type=Path, help="checkpoint whose guidance to learn")
-    parser.add_argument("--guidance", type=float, default=2.0, help="scale of the teacher's guidance")
+    parser.add_argument("--guidance", type=float, default=1.0, help="scale of guidance to learn; 1 for none")
     parser.add_argument("--own", type=float, default=0.0, help="share of batches that begin with steps of its own")
     parser.add_argument("--read", type=float, default=0.1, help="weight of the loss that teaches to read")
     options = parser.parse_args()
@@ -175,7 +168,7 @@ def main():
     modules["reader"] = Reader()
     run = training.Training("dit", modules, options)
     transformer = modules["transformer"]
-    teacher = Teacher(options.teacher, options.runs, options.guidance, options.device) if options.teacher else None
+    guide = Guide(options.guidance)
     folder = options.runs / "latents"
     stages = (1, 2) if options.stage == 2 else (1,)
     upsample = upsampler(options.runs) if options.own and options.stage == 2 else None
@@ -217,7 +210,8 @@ def main():
         # Where no frame is given, all tokens of a clip share one modulation.
         steps = masks if given else [mask[:, :1] for mask in masks]
         with training.autocast(device):
-            contexts = encoder(texts, LONG if long else options.length)
+            length = LONG if long else options.length
+            contexts = encoder(texts, length)
             repeated = [part.repeat(count // len(part), 1, 1) for part in contexts]
             for levels, after in zip(ahead[:-1], ahead[1:], strict=True):
                 with torch.no_grad():
@@ -232,8 +226,8 @@ def main():
             targets = [
                 (state - x) / level.view(-1, 1, 1) for state, x, level in zip(states, clean, levels, strict=True)
             ]
-            if teacher:
-                added = teacher(texts, states, levels, steps, where)
+            if options.guidance > 1:
+                added = guide(transformer, encoder, texts, length, speeds, states, levels, steps, where)
                 targets = [target + more for target, more in zip(targets, added, strict=True)]
         errors = [
             ((speed.float() - target).square().mean(-1) * mask).sum() / mask.sum()

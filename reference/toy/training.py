@@ -169,6 +169,7 @@ class Training:
 
 
 def autocast(device):
-    """bfloat16 where the device computes in it: a processor without it would only imitate it, slowly."""
+    """bfloat16 where the device computes in it: a processor without it would only imitate it, slowly. Nothing is cached:
+    weights converted where no gradient is wanted would be taken where one is."""
     kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or HALF)
+    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or HALF, cache_enabled=False)
